@@ -1,0 +1,170 @@
+"""Fixtures: one running instance of each real peer for the whole session, started when a test first asks for it.
+
+A peer that is not installed skips the tests that need it; with DICOM_ECHO_REQUIRE_PEERS=1 they fail instead.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import trustme
+from peers import (
+    Peer,
+    TlsFiles,
+    find_program,
+    has_ipv6,
+    run_dcmqrscp,
+    run_orthanc,
+    run_pynetdicom,
+    run_storescp,
+    run_storescp_inetd,
+    server_context,
+    write_tls_files,
+)
+
+
+def require(program: str, package: str) -> str:
+    """The path of a program; without it, the test is skipped or fails."""
+    path = find_program(program)
+    if path is None:
+        reason = f"{program} is not installed (Debian package {package})"
+        if os.environ.get("DICOM_ECHO_REQUIRE_PEERS") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ipv6() -> str:
+    """The IPv6 loopback address."""
+    if not has_ipv6():
+        pytest.skip("this host has no IPv6 loopback address")
+    return "::1"
+
+
+@pytest.fixture(scope="session")
+def echoscu() -> str:
+    """The path of DCMTK's echoscu."""
+    return require("echoscu", "dcmtk")
+
+
+# --- Real peers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pynetdicom_scp() -> Iterator[Peer]:
+    """pynetdicom, which takes any called AE title."""
+    with run_pynetdicom() as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def pynetdicom_scp_strict() -> Iterator[Peer]:
+    """pynetdicom, which refuses a wrong called AE title."""
+    with run_pynetdicom(check_called_title=True) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def pynetdicom_scp_ipv6(ipv6: str) -> Iterator[Peer]:
+    """pynetdicom on ::1."""
+    with run_pynetdicom(ipv6) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def storescp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """DCMTK's storescp, which takes any called AE title."""
+    with run_storescp(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp")) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def storescp_ipv6(ipv6: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """DCMTK's storescp on ::1, a process for each connection."""
+    with run_storescp_inetd(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp_ipv6"), ipv6) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def dcmqrscp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """DCMTK's dcmqrscp, which refuses a wrong called AE title."""
+    with run_dcmqrscp(require("dcmqrscp", "dcmtk"), tmp_path_factory.mktemp("dcmqrscp")) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """Orthanc, which takes any called AE title (its default)."""
+    folder = tmp_path_factory.mktemp("orthanc")
+    with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=False) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def orthanc_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """Orthanc, which refuses a wrong called AE title."""
+    folder = tmp_path_factory.mktemp("orthanc_strict")
+    with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=True) as peer:
+        yield peer
+
+
+LENIENT = ["pynetdicom_scp", "storescp", "orthanc"]
+STRICT = ["pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict"]
+
+
+@pytest.fixture(params=LENIENT + STRICT)
+def real_peer(request: pytest.FixtureRequest) -> Peer:
+    """Each real peer in turn, on IPv4."""
+    peer: Peer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture(params=LENIENT)
+def lenient_peer(request: pytest.FixtureRequest) -> Peer:
+    """Each real peer that takes any called AE title."""
+    peer: Peer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture(params=STRICT)
+def strict_peer(request: pytest.FixtureRequest) -> Peer:
+    """Each real peer that refuses a wrong called AE title."""
+    peer: Peer = request.getfixturevalue(request.param)
+    return peer
+
+
+@pytest.fixture(params=["pynetdicom_scp_ipv6", "storescp_ipv6"])
+def ipv6_peer(request: pytest.FixtureRequest) -> Peer:
+    """Each real peer that can be had on IPv6."""
+    peer: Peer = request.getfixturevalue(request.param)
+    return peer
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """The authority that issues every certificate of the session."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def tls_files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """The authority's certificate, and a client certificate with its key, as files."""
+    return write_tls_files(authority, tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def tls_scp(authority: trustme.CA) -> Iterator[Peer]:
+    """pynetdicom over TLS."""
+    with run_pynetdicom(ssl_context=server_context(authority)) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def mutual_tls_scp(authority: trustme.CA) -> Iterator[Peer]:
+    """pynetdicom over TLS, which wants a client certificate of the same authority."""
+    with run_pynetdicom(ssl_context=server_context(authority, require_client_certificate=True)) as peer:
+        yield peer

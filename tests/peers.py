@@ -1,0 +1,358 @@
+"""Real DICOM peers for the tests, each a context manager that starts one, yields a `Peer` and stops it by its pid.
+
+pynetdicom runs in this process, DCMTK and Orthanc in their own. What was learnt about these (DCMTK 3.6.7, Orthanc
+1.10.1, both of Debian 12):
+
+- `storescp`, `dcmqrscp` and Orthanc (whose DICOM server is DCMTK's) always listen on all IPv4 addresses of the host:
+  DCMTK binds INADDR_ANY, and no option, environment variable or setting changes that. They hold nothing and store
+  nothing here, but they are the exception to "loopback only". They do not speak IPv6.
+- `storescp --inetd` serves a connection that it is handed as its standard input, so that we can listen where we like:
+  on loopback only, and on IPv6. Each connection then costs the start of a process.
+- `storescp` does not look at the called AE title. `dcmqrscp` knows upper from lower case, Orthanc does not.
+- `dcmqrscp --single-process` crashes (SIGSEGV) after its first echo, so it runs with a child for each association.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import trustme
+from pynetdicom import AE, evt
+from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from rawpeer import Endpoint, family_of
+
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+ATTEMPTS = 3
+
+
+class PeerFailed(Exception):
+    """A peer did not start, or died while it was needed; the message holds its log."""
+
+
+@dataclass(frozen=True)
+class Peer(Endpoint):
+    """A running peer; pynetdicom's, which run in this process, have no pid and no log of their own."""
+
+    pid: int | None = None
+    log: Path | None = None
+
+
+# --- Programs and ports ----------------------------------------------------------------------------------------------
+
+
+def find_program(name: str) -> str | None:
+    """The path of an installed program, or None.
+
+    pynetdicom installs scripts of its own called `storescp` and `echoscu`, and an active virtual environment puts them
+    first in PATH: Python scripts are passed over.
+    """
+    for folder in [*os.get_exec_path(), "/usr/local/sbin", "/usr/sbin"]:
+        path = shutil.which(name, path=folder)
+        if path and not is_python_script(path):
+            return path
+    return None
+
+
+def is_python_script(path: str) -> bool:
+    """Whether a program is a script that Python runs (its first line says so, or pip's second)."""
+    with Path(path).open("rb") as file:
+        start = file.read(256)
+    return start.startswith(b"#!") and b"python" in start
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago; who uses it must be ready to find it taken."""
+    with socket.socket(family_of(host)) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def has_ipv6() -> bool:
+    """Whether this host has an IPv6 loopback address."""
+    try:
+        free_port("::1")
+    except OSError:
+        return False
+    return True
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: Path) -> Iterator[Peer]:
+    """Run a server in a folder; `command` makes its command line for a port. It must still be alive at the end."""
+    log = folder / "log.txt"
+    process, port = start(command, folder, log)
+    try:
+        yield Peer("127.0.0.1", port, ae_title, process.pid, log)
+        if process.poll() is not None:
+            raise PeerFailed(f"{describe(process, log)} while it was needed")
+    finally:
+        stop(process)
+
+
+def start(command: Callable[[int], Sequence[str]], folder: Path, log: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    """Start a server on a free port, on another one if it ends at once: the port may have been taken meanwhile."""
+    for _ in range(ATTEMPTS):
+        port = free_port()
+        with log.open("wb") as output:
+            process = spawn(command(port), folder, subprocess.DEVNULL, output)
+        if becomes_ready(process, port, log):
+            return process, port
+    raise PeerFailed(f"{describe(process, log)} at its start, {ATTEMPTS} times")
+
+
+def spawn(command: Sequence[str], folder: Path, stdin: int, output: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Start a process."""
+    return subprocess.Popen(command, cwd=folder, stdin=stdin, stdout=output, stderr=subprocess.STDOUT)
+
+
+def becomes_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
+    """Wait until the server accepts connections; False if it ends instead."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if accepts("127.0.0.1", port):
+            return True
+        time.sleep(0.02)
+    stop(process)
+    raise PeerFailed(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether somebody listens. A connection to one's own ephemeral port can meet itself: that does not count."""
+    with socket.socket(family_of(host)) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0 and probe.getsockname()[1] != port
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process to end, and make it end if it does not."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def describe(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """What became of a process, and what it said."""
+    said = log.read_text(errors="replace").strip() or "(nothing)"
+    return f"its log:\n{said}\n{process.args!r} ended with {process.returncode}"
+
+
+# --- DCMTK -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def run_storescp(program: str, folder: Path, *options: str) -> Iterator[Peer]:
+    """DCMTK's storescp; it takes any called AE title."""
+    with run_server(lambda port: [*storescp_command(program), *options, str(port)], "STORESCP", folder) as peer:
+        yield peer
+
+
+def storescp_command(program: str) -> list[str]:
+    """storescp, verbose, without look-ups of host names and without storing anything."""
+    return [program, "--verbose", "--disable-host-lookup", "--ignore", "--aetitle", "STORESCP"]
+
+
+@contextlib.contextmanager
+def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
+    """DCMTK's storescp, one process for each connection, on one address of our choice, IPv6 too."""
+    command = [*storescp_command(program), "--inetd"]
+    log = folder / "log.txt"
+    stopping = threading.Event()
+    with socket.create_server((host, 0), family=family_of(host)) as listener, log.open("wb") as output:
+        listener.settimeout(0.05)
+        arguments = (listener, stopping, lambda stdin: spawn(command, folder, stdin, output))
+        thread = threading.Thread(target=hand_over, args=arguments, daemon=True)
+        thread.start()
+        try:
+            yield Peer(host, listener.getsockname()[1], "STORESCP", log=log)
+        finally:
+            stopping.set()
+            thread.join()
+
+
+def hand_over(
+    listener: socket.socket, stopping: threading.Event, start_process: Callable[[int], "subprocess.Popen[bytes]"]
+) -> None:
+    """What inetd does: accept a connection, give it to a new process, wait for its end, accept the next."""
+    while not stopping.is_set():
+        with contextlib.suppress(TimeoutError):
+            connection, _ = listener.accept()
+            with connection:
+                process = start_process(connection.fileno())
+            while process.poll() is None and not stopping.wait(0.01):
+                pass
+            stop(process)
+
+
+@contextlib.contextmanager
+def run_dcmqrscp(program: str, folder: Path) -> Iterator[Peer]:
+    """DCMTK's dcmqrscp; it refuses any called AE title but its own."""
+    (folder / "storage").mkdir()
+    configuration = folder / "dcmqrscp.cfg"
+    configuration.write_text(DCMQRSCP_CONFIGURATION.format(storage=folder / "storage"))
+    command = [program, "--verbose", "--disable-host-lookup", "--config", str(configuration)]
+    with run_server(lambda port: [*command, str(port)], "QRSCP", folder) as peer:
+        yield peer
+
+
+DCMQRSCP_CONFIGURATION = """\
+MaxPDUSize = 16384
+MaxAssociations = 16
+HostTable BEGIN
+HostTable END
+VendorTable BEGIN
+VendorTable END
+AETable BEGIN
+QRSCP {storage} RW (1, 1mb) ANY
+AETable END
+"""
+
+
+# --- Orthanc ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def run_orthanc(program: str, folder: Path, *, check_called_title: bool) -> Iterator[Peer]:
+    """Orthanc without plugins and without its web server."""
+
+    def command(port: int) -> list[str]:
+        configuration = folder / "orthanc.json"
+        configuration.write_text(json.dumps(orthanc_configuration(folder, port, check_called_title)))
+        return [program, "--verbose", str(configuration)]
+
+    with run_server(command, "ORTHANC", folder) as peer:
+        yield peer
+
+
+def orthanc_configuration(folder: Path, port: int, check_called_title: bool) -> dict[str, Any]:
+    """The settings that matter here; Orthanc has defaults for all others."""
+    return {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "Plugins": [],
+        "HttpServerEnabled": False,
+        "DicomAet": "ORTHANC",
+        "DicomPort": port,
+        "DicomCheckCalledAet": check_called_title,
+        "DicomAlwaysAllowEcho": True,
+    }
+
+
+# --- pynetdicom ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def run_pynetdicom(
+    host: str = "127.0.0.1",
+    *,
+    ae_title: str = "PYNETDICOM",
+    check_called_title: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    handlers: list[EventHandlerType] | None = None,
+) -> Iterator[Peer]:
+    """pynetdicom's Verification SCP, in threads of this process."""
+    ae = AE(ae_title)
+    ae.add_supported_context(Verification)
+    ae.require_called_aet = check_called_title
+    with closing_sockets() as handler:
+        every = [handler, *(handlers or [])]
+        server = ae.start_server((host, 0), block=False, ssl_context=ssl_context, evt_handlers=every)
+        assert server is not None
+        try:
+            yield Peer(host, server.server_address[1], ae_title)
+        finally:
+            ae.shutdown()
+
+
+@contextlib.contextmanager
+def closing_sockets() -> Iterator[EventHandlerType]:
+    """An event handler for pynetdicom that remembers every socket, to close them all at the end.
+
+    pynetdicom (3.0.4) drops a socket without closing it when the other side has reset it, as it may after an A-ABORT:
+    a ResourceWarning, which would fail whichever test happens to run then.
+    """
+    sockets: list[socket.socket] = []
+
+    def remember(event: Event) -> None:
+        association_socket = event.assoc.dul.socket
+        if association_socket and association_socket.socket:
+            sockets.append(association_socket.socket)
+
+    try:
+        yield (evt.EVT_CONN_OPEN, remember)
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+class BoundedContext(ssl.SSLContext):
+    """A TLS context whose handshakes end.
+
+    pynetdicom does them in the thread that accepts connections, without a time limit: a client that connects and says
+    nothing would keep the server from stopping.
+    """
+
+    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        sock.settimeout(2)
+        return super().wrap_socket(sock, *args, **kwargs)
+
+
+def server_context(authority: trustme.CA, *, require_client_certificate: bool = False) -> ssl.SSLContext:
+    """A TLS server's context, its certificate good for localhost, 127.0.0.1 and ::1."""
+    context = BoundedContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
+    if require_client_certificate:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """What a client needs, as files: the authority's certificate, and a certificate of its own with its key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+def write_tls_files(authority: trustme.CA, folder: Path) -> TlsFiles:
+    """Issue a client certificate and write it with its key and the authority's certificate."""
+    files = TlsFiles(folder / "authority.pem", folder / "client.pem", folder / "client-key.pem")
+    client = authority.issue_cert("client.test")
+    authority.cert_pem.write_to_path(str(files.authority))
+    client.private_key_pem.write_to_path(str(files.key))
+    for number, pem in enumerate(client.cert_chain_pems):
+        pem.write_to_path(str(files.certificate), append=number > 0)
+    return files
+
+
+def client_context(files: TlsFiles, *, with_certificate: bool = False) -> ssl.SSLContext:
+    """A TLS client's context made of these files."""
+    context = ssl.create_default_context(cafile=str(files.authority))
+    if with_certificate:
+        context.load_cert_chain(files.certificate, files.key)
+    return context

@@ -1,0 +1,727 @@
+"""A scripted DICOM peer on a bare socket, every byte of it encoded by hand (PS3.7, PS3.8).
+
+The standard library only: what shares no code with the tool shares no bug with it either.
+
+    with RawPeer(script(echo=echo_rsp(1, status=0x0122))) as peer:
+        ...                                     # echo peer.address
+    peer.conversation().types                   # [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+
+From top to bottom: endpoints, encoding, decoding, steps and scripts, the peer itself.
+"""
+
+import contextlib
+import itertools
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple, Protocol, TypeAlias
+
+A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(1, 8)
+
+VERIFICATION = "1.2.840.10008.1.1"
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+IMPLEMENTATION_CLASS_UID = "2.25.57005"
+VERSION_NAME = "RAWPEER"
+
+# Element numbers of the command group (PS3.7 E.1).
+GROUP_LENGTH, AFFECTED_SOP_CLASS_UID, COMMAND_FIELD, MESSAGE_ID = 0x0000, 0x0002, 0x0100, 0x0110
+MESSAGE_ID_RESPONDED_TO, DATA_SET_TYPE, STATUS, ERROR_COMMENT = 0x0120, 0x0800, 0x0900, 0x0902
+
+C_ECHO_RQ, C_ECHO_RSP, NO_DATA_SET = 0x0030, 0x8030, 0x0101
+
+# Bits of a PDV's message control header (PS3.8 E.2).
+COMMAND, LAST = 0b01, 0b10
+
+
+# --- Endpoints -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a peer is to be found, and as whom."""
+
+    host: str
+    port: int
+    ae_title: str = "ANY-SCP"
+
+    @property
+    def host_port(self) -> str:
+        """`HOST:PORT`, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """`AE@HOST:PORT`, as a user types it."""
+        return f"{self.ae_title}@{self.host_port}"
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The address family of a literal IP address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextlib.contextmanager
+def closed_port(host: str = "127.0.0.1") -> Iterator[Endpoint]:
+    """A port that refuses connections: bound, so that nobody else can take it, but not listening."""
+    with socket.socket(family_of(host)) as holder:
+        holder.bind((host, 0))
+        yield Endpoint(host, holder.getsockname()[1])
+
+
+@contextlib.contextmanager
+def silent_listener(host: str = "127.0.0.1") -> Iterator[Endpoint]:
+    """A port where every connection succeeds (the kernel completes it) and nobody ever reads or answers."""
+    with socket.create_server((host, 0), family=family_of(host)) as listener:
+        yield Endpoint(host, listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def full_listener(host: str = "127.0.0.1") -> Iterator[Endpoint]:
+    """A port that neither accepts nor refuses: its backlog is full, so the kernel drops every further SYN.
+
+    This is how a host behind a dropping firewall looks. Linux does it; elsewhere, a RuntimeError says that it does not.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((host, 0), family=family_of(host), backlog=0))
+        address = listener.getsockname()
+        for _ in range(16):
+            filler = stack.enter_context(socket.socket(family_of(host)))
+            filler.settimeout(0.2)
+            try:
+                filler.connect(address)
+            except TimeoutError:
+                yield Endpoint(host, address[1])
+                return
+        raise RuntimeError("this system still accepts connections when the backlog is full")
+
+
+# --- Encoding --------------------------------------------------------------------------------------------------------
+
+
+class Pdv(NamedTuple):
+    """A presentation data value: one fragment of a command set or a data set (PS3.8 9.3.5.1)."""
+
+    context_id: int
+    control: int
+    data: bytes
+
+
+def pdu(pdu_type: int, body: bytes, length: int | None = None) -> bytes:
+    """A PDU; `length` is the length it claims to have, where that is not the true one."""
+    return struct.pack(">BxL", pdu_type, len(body) if length is None else length) + body
+
+
+def item(item_type: int, data: bytes) -> bytes:
+    """An item or sub-item of an A-ASSOCIATE PDU."""
+    return struct.pack(">BxH", item_type, len(data)) + data
+
+
+def accepted_context(context_id: int, result: int, transfer_syntax: str | None) -> bytes:
+    """A presentation context item of an A-ASSOCIATE-AC; without a transfer syntax, it has no sub-item (9.3.3.2)."""
+    syntax = b"" if transfer_syntax is None else item(0x40, transfer_syntax.encode())
+    return item(0x21, struct.pack(">BxBx", context_id, result) + syntax)
+
+
+def user_information(
+    max_length: int | None = 16384,
+    implementation_class_uid: str | None = IMPLEMENTATION_CLASS_UID,
+    version_name: str | None = VERSION_NAME,
+    extra: bytes = b"",
+) -> bytes:
+    """A user information item; None leaves a sub-item out, `extra` is appended as it is (9.3.3.3, D.1)."""
+    items = b"" if max_length is None else item(0x51, struct.pack(">L", max_length))
+    items += b"" if implementation_class_uid is None else item(0x52, implementation_class_uid.encode())
+    items += b"" if version_name is None else item(0x55, version_name.encode())
+    return item(0x50, items + extra)
+
+
+def associate_ac(
+    contexts: Iterable[tuple[int, int, str | None]] = ((1, 0, IMPLICIT_VR_LITTLE_ENDIAN),),
+    *,
+    max_length: int | None = 16384,
+    implementation_class_uid: str | None = IMPLEMENTATION_CLASS_UID,
+    version_name: str | None = VERSION_NAME,
+    extra_user_items: bytes = b"",
+    called_field: bytes = b"ANY-SCP         ",
+    calling_field: bytes = b"ECHOSCU         ",
+    protocol_version: int = 1,
+) -> bytes:
+    """An A-ASSOCIATE-AC (9.3.3); `contexts` are triples of context id, result and transfer syntax.
+
+    The two title fields go out as they are given: they are reserved here, and a peer may put anything into them.
+    """
+    fixed = struct.pack(">H2x16s16s32x", protocol_version, called_field, calling_field)
+    items = item(0x10, APPLICATION_CONTEXT.encode()) + b"".join(accepted_context(*context) for context in contexts)
+    user = user_information(max_length, implementation_class_uid, version_name, extra_user_items)
+    return pdu(A_ASSOCIATE_AC, fixed + items + user)
+
+
+def associate_rj(result: int, source: int, reason: int) -> bytes:
+    """An A-ASSOCIATE-RJ (9.3.4)."""
+    return pdu(A_ASSOCIATE_RJ, struct.pack(">xBBB", result, source, reason))
+
+
+def p_data(pdvs: Iterable[tuple[int, int, bytes]]) -> bytes:
+    """A P-DATA-TF of any number of PDVs (9.3.5): triples of context id, control header and data."""
+    items = [struct.pack(">LBB", len(data) + 2, context_id, control) + data for context_id, control, data in pdvs]
+    return pdu(P_DATA_TF, b"".join(items))
+
+
+def release_rq() -> bytes:
+    """An A-RELEASE-RQ (9.3.6)."""
+    return pdu(A_RELEASE_RQ, bytes(4))
+
+
+def release_rp() -> bytes:
+    """An A-RELEASE-RP (9.3.7)."""
+    return pdu(A_RELEASE_RP, bytes(4))
+
+
+def abort(source: int = 2, reason: int = 0) -> bytes:
+    """An A-ABORT (9.3.8)."""
+    return pdu(A_ABORT, struct.pack(">xxBB", source, reason))
+
+
+def command_element(element: int, value: bytes) -> bytes:
+    """An element of the command group in Implicit VR Little Endian; its value may be of any length, odd too."""
+    return struct.pack("<HHL", 0x0000, element, len(value)) + value
+
+
+def even(value: bytes, padding: bytes) -> bytes:
+    """A value padded to even length."""
+    return value + padding * (len(value) % 2)
+
+
+def echo_rsp_command(
+    message_id: int = 1,
+    status: int = 0x0000,
+    *,
+    command_field: int = C_ECHO_RSP,
+    error_comment: str | None = None,
+    omit: Collection[int] = (),
+    replace: Mapping[int, bytes] | None = None,
+) -> bytes:
+    """The command set of a C-ECHO-RSP (PS3.7 9.3.5.2).
+
+    `omit` names elements to leave out (GROUP_LENGTH too), `replace` gives elements raw values instead, of any length;
+    elements that are not there yet are added. The group length is right unless it is replaced.
+    """
+    values = {
+        AFFECTED_SOP_CLASS_UID: even(VERIFICATION.encode(), b"\0"),
+        COMMAND_FIELD: struct.pack("<H", command_field),
+        MESSAGE_ID_RESPONDED_TO: struct.pack("<H", message_id),
+        DATA_SET_TYPE: struct.pack("<H", NO_DATA_SET),
+        STATUS: struct.pack("<H", status),
+    }
+    if error_comment is not None:
+        values[ERROR_COMMENT] = even(error_comment.encode(), b" ")
+    values.update(replace or {})
+    group_length = values.pop(GROUP_LENGTH, None)
+    rest = b"".join(command_element(number, values[number]) for number in sorted(values) if number not in omit)
+    if GROUP_LENGTH in omit:
+        return rest
+    return command_element(GROUP_LENGTH, group_length or struct.pack("<L", len(rest))) + rest
+
+
+def fragments(command: bytes, size: int, context_id: int = 1) -> list[Pdv]:
+    """A command set cut into PDVs of at most `size` bytes of it, the last one marked so (DCMTK wants even sizes)."""
+    starts = range(0, len(command), size)
+    return [Pdv(context_id, COMMAND | (LAST if i == starts[-1] else 0), command[i : i + size]) for i in starts]
+
+
+def command_pdu(command: bytes, context_id: int = 1) -> bytes:
+    """A whole command set in one PDV in one P-DATA-TF."""
+    return p_data([Pdv(context_id, COMMAND | LAST, command)])
+
+
+def echo_rsp(message_id: int = 1, status: int = 0x0000, *, context_id: int = 1) -> bytes:
+    """The P-DATA-TF of an ordinary C-ECHO-RSP; for others, `command_pdu(echo_rsp_command(...))`."""
+    return command_pdu(echo_rsp_command(message_id, status), context_id)
+
+
+# What a good peer sends to a client that proposes context 1 and uses message id 1: the stuff to mutate.
+GOOD_ACCEPT = associate_ac()
+GOOD_ECHO = echo_rsp()
+GOOD_RELEASE = release_rp()
+GOOD_STREAM = GOOD_ACCEPT + GOOD_ECHO + GOOD_RELEASE
+
+
+# --- Decoding what the client sent -----------------------------------------------------------------------------------
+
+
+class ReceivedPdu(NamedTuple):
+    """A PDU as it came."""
+
+    type: int
+    body: bytes
+
+
+class ProposedContext(NamedTuple):
+    """A presentation context item of an A-ASSOCIATE-RQ (9.3.2.2)."""
+
+    id: int
+    abstract_syntax: str
+    transfer_syntaxes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AssociateRequest:
+    """An A-ASSOCIATE-RQ (9.3.2); `user_items` holds every user information sub-item, known or not."""
+
+    protocol_version: int
+    called_field: bytes
+    calling_field: bytes
+    application_context: str
+    contexts: tuple[ProposedContext, ...]
+    user_items: dict[int, bytes]
+
+    @property
+    def called(self) -> str:
+        """The called AE title without its padding."""
+        return self.called_field.decode("ascii").strip(" ")
+
+    @property
+    def calling(self) -> str:
+        """The calling AE title without its padding."""
+        return self.calling_field.decode("ascii").strip(" ")
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest P-DATA-TF body that the client takes; 0 is no limit, None is not said."""
+        return int.from_bytes(self.user_items[0x51], "big") if 0x51 in self.user_items else None
+
+
+def split_pdus(stream: bytes) -> tuple[list[ReceivedPdu], bytes]:
+    """The whole PDUs at the start of a stream, and the rest: an unfinished PDU, or what is no PDU at all."""
+    pdus = []
+    while len(stream) >= 6 and A_ASSOCIATE_RQ <= stream[0] <= A_ABORT:
+        end = 6 + int.from_bytes(stream[2:6], "big")
+        if len(stream) < end:
+            break
+        pdus.append(ReceivedPdu(stream[0], stream[6:end]))
+        stream = stream[end:]
+    return pdus, stream
+
+
+def split_items(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The items in the variable part of an A-ASSOCIATE PDU, or the sub-items in an item."""
+    while data:
+        item_type, length = struct.unpack_from(">BxH", data)
+        assert len(data) >= 4 + length, "the client sent an item that is cut short"
+        yield item_type, data[4 : 4 + length]
+        data = data[4 + length :]
+
+
+def decode_context(data: bytes) -> ProposedContext:
+    """A presentation context item of an A-ASSOCIATE-RQ."""
+    items = list(split_items(data[4:]))
+    abstract = [value.decode("ascii") for kind, value in items if kind == 0x30]
+    transfer = tuple(value.decode("ascii") for kind, value in items if kind == 0x40)
+    assert len(abstract) == 1, "a proposed context has exactly one abstract syntax"
+    return ProposedContext(data[0], abstract[0], transfer)
+
+
+def decode_associate_rq(body: bytes) -> AssociateRequest:
+    """The body of an A-ASSOCIATE-RQ (9.3.2)."""
+    version, called, calling = struct.unpack_from(">H2x16s16s", body)
+    items = list(split_items(body[68:]))
+    application = [value.decode("ascii") for kind, value in items if kind == 0x10]
+    contexts = tuple(decode_context(value) for kind, value in items if kind == 0x20)
+    user = [dict(split_items(value)) for kind, value in items if kind == 0x50]
+    assert len(application) == len(user) == 1, "a request has one application context and one user information item"
+    return AssociateRequest(version, called, calling, application[0], contexts, user[0])
+
+
+def decode_pdvs(body: bytes) -> list[Pdv]:
+    """The PDVs in the body of a P-DATA-TF."""
+    pdvs = []
+    while body:
+        length, context_id, control = struct.unpack_from(">LBB", body)
+        assert 2 <= length <= len(body) - 4, "the client sent a PDV with a wrong length"
+        pdvs.append(Pdv(context_id, control, body[6 : 4 + length]))
+        body = body[4 + length :]
+    return pdvs
+
+
+def decode_command(data: bytes) -> dict[int, bytes]:
+    """A command set as raw values by element number."""
+    values = {}
+    while data:
+        group, element, length = struct.unpack_from("<HHL", data)
+        assert group == 0x0000, "the client sent an element that is not of the command group"
+        assert len(data) >= 8 + length, "the client sent a command set that is cut short"
+        values[element] = data[8 : 8 + length]
+        data = data[8 + length :]
+    return values
+
+
+@dataclass
+class Conversation:
+    """All that one connection brought, byte by byte and as PDUs; `ended` is set when the connection is over."""
+
+    raw: bytearray = field(default_factory=bytearray)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pdus(self) -> list[ReceivedPdu]:
+        """Every whole PDU, in the order of arrival."""
+        return split_pdus(bytes(self.raw))[0]
+
+    @property
+    def types(self) -> list[int]:
+        """The PDUs' types, in the order of arrival."""
+        return [received.type for received in self.pdus]
+
+    @property
+    def request(self) -> AssociateRequest:
+        """The A-ASSOCIATE-RQ."""
+        return decode_associate_rq(next(received.body for received in self.pdus if received.type == A_ASSOCIATE_RQ))
+
+    @property
+    def pdvs(self) -> list[Pdv]:
+        """Every PDV of every P-DATA-TF."""
+        return [pdv for received in self.pdus if received.type == P_DATA_TF for pdv in decode_pdvs(received.body)]
+
+    @property
+    def commands(self) -> list[dict[int, bytes]]:
+        """Every whole command set, put together from its fragments."""
+        commands, pending = [], b""
+        for pdv in self.pdvs:
+            pending += pdv.data
+            if pdv.control & LAST:
+                commands.append(decode_command(pending))
+                pending = b""
+        return commands
+
+    @property
+    def message_ids(self) -> list[int]:
+        """The message id of every command."""
+        return [int.from_bytes(command[MESSAGE_ID], "little") for command in self.commands]
+
+
+# --- Steps and scripts -----------------------------------------------------------------------------------------------
+
+
+class Over(Exception):
+    """There is nothing left to do on this connection: it is closed, or the test has ended."""
+
+
+class Link:
+    """One connection, as the steps of a script see it."""
+
+    def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
+        self.sock = sock
+        self.stopping = stopping
+        self.conversation = Conversation()
+        self._taken = 0
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Do the handshake; the socket is replaced first, so that `interrupt` reaches it meanwhile."""
+        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock.do_handshake()
+
+    def receive(self) -> None:
+        """Wait for bytes, any number of them."""
+        data = self.sock.recv(65536)
+        if not data:
+            raise Over
+        self.conversation.raw += data
+
+    def next_pdu(self) -> ReceivedPdu:
+        """The next PDU; for a P-DATA-TF, the one that completes the command."""
+        while True:
+            pdus, rest = split_pdus(bytes(self.conversation.raw))
+            for received in pdus[self._taken :]:
+                self._taken += 1
+                if received.type != P_DATA_TF or decode_pdvs(received.body)[-1].control & LAST:
+                    return received
+            assert not rest or A_ASSOCIATE_RQ <= rest[0] <= A_ABORT, f"the client sent no DICOM: {rest[:64]!r}"
+            self.receive()
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self.sock.sendall(data)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than the test."""
+        if self.stopping.wait(seconds):
+            raise Over
+
+    def interrupt(self) -> None:
+        """Wake the thread that reads from or writes to this connection.
+
+        An SSLSocket's own shutdown drops its TLS state under the reader's feet, the plain one does not.
+        """
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
+class Step(Protocol):
+    """One thing that a scripted peer does."""
+
+    def run(self, link: Link) -> None: ...
+
+
+Content: TypeAlias = bytes | Callable[[Conversation], bytes]
+Answer: TypeAlias = Content | Step | None
+Script: TypeAlias = Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Wait for a PDU of this type (a P-DATA-TF: until its command is complete).
+
+    Another type is an error, except an A-ABORT: that may come at any time, and ends the script.
+    """
+
+    type: int
+
+    def run(self, link: Link) -> None:
+        received = link.next_pdu()
+        if received.type == A_ABORT != self.type:
+            raise Over
+        assert received.type == self.type, f"PDU type {self.type} was due, the client sent {received.type}"
+
+
+@dataclass(frozen=True)
+class ReceiveSome:
+    """Wait for any bytes, DICOM or not."""
+
+    def run(self, link: Link) -> None:
+        link.receive()
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send bytes (or what a function makes of the conversation so far): at once, or in chunks `delay` seconds apart."""
+
+    content: Content
+    chunk: int | None = None
+    delay: float = 0.0
+
+    def run(self, link: Link) -> None:
+        data = self.content if isinstance(self.content, bytes) else self.content(link.conversation)
+        size = self.chunk or len(data) or 1
+        for start in range(0, len(data), size):
+            if start:
+                link.pause(self.delay)
+            link.send(data[start : start + size])
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Send one byte at a time, for ever if `endless`: what beats a time-out for each receive."""
+
+    data: bytes
+    delay: float = 0.05
+    endless: bool = False
+
+    def run(self, link: Link) -> None:
+        for byte in itertools.cycle(self.data) if self.endless else self.data:
+            link.send(bytes([byte]))
+            link.pause(self.delay)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+    def run(self, link: Link) -> None:
+        link.pause(self.seconds)
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Keep the connection open and say nothing, until the client closes it or the test ends.
+
+    Every script ends with this, unless it closes: what the client still sends is recorded.
+    """
+
+    def run(self, link: Link) -> None:
+        while True:
+            link.receive()
+
+
+@dataclass(frozen=True)
+class Close:
+    """Close the connection (FIN). What is here already is read first: closing over unread bytes would be a reset."""
+
+    def run(self, link: Link) -> None:
+        link.sock.setblocking(False)
+        with contextlib.suppress(OSError, Over):
+            while True:
+                link.receive()
+        link.sock.close()
+        raise Over
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Reset the connection (RST)."""
+
+    def run(self, link: Link) -> None:
+        link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        link.sock.close()
+        raise Over
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer every C-ECHO-RQ with Success, then the release: a good peer from here on."""
+
+    def run(self, link: Link) -> None:
+        while (received := link.next_pdu()).type == P_DATA_TF:
+            link.send(answer_echo(link.conversation))
+        if received.type == A_ABORT:
+            raise Over
+        assert received.type == A_RELEASE_RQ, f"a C-ECHO-RQ or a release was due, the client sent {received.type}"
+        link.send(GOOD_RELEASE)
+
+
+def accept_proposal(conversation: Conversation) -> bytes:
+    """Accept Verification with the first transfer syntax proposed for it, and nothing else."""
+    return associate_ac(
+        [
+            (context.id, 0 if context.abstract_syntax == VERIFICATION else 3, context.transfer_syntaxes[0])
+            for context in conversation.request.contexts
+        ],
+        called_field=conversation.request.called_field,
+        calling_field=conversation.request.calling_field,
+    )
+
+
+def answer_echo(conversation: Conversation) -> bytes:
+    """Success, to the last message id and in the presentation context it came in."""
+    return echo_rsp(conversation.message_ids[-1], context_id=conversation.pdvs[-1].context_id)
+
+
+def script(
+    accept: Answer = accept_proposal, echo: Answer = answer_echo, release: Answer = GOOD_RELEASE
+) -> tuple[Step, ...]:
+    """A Verification SCP for one echo, with any of its three answers replaced: by bytes, a step, or None for silence.
+
+    A step is run as it is: a `Close()` in place of an answer closes where the answer is due.
+    """
+    expected = (A_ASSOCIATE_RQ, accept), (P_DATA_TF, echo), (A_RELEASE_RQ, release)
+    return tuple(step for due, answer in expected for step in (Expect(due), answer_step(answer)))
+
+
+def answer_step(answer: Answer) -> Step:
+    """The step that gives an answer."""
+    if answer is None:
+        return Silence()
+    return Send(answer) if isinstance(answer, bytes) or callable(answer) else answer
+
+
+GOOD_SCRIPT: Script = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Serve())
+
+
+# --- The peer --------------------------------------------------------------------------------------------------------
+
+
+class RawPeer:
+    """A peer that serves connection n by script n, and every connection after the last script by that one.
+
+    `received` holds a Conversation for each connection. Leaving the `with` block ends every connection at once and
+    raises what went wrong in a script, other than a connection that is gone. With `nodelay` off, Nagle's algorithm is
+    on, as in DCMTK: a second small write waits for the client's acknowledgement of the first.
+    """
+
+    def __init__(
+        self, *scripts: Script, host: str = "127.0.0.1", ssl_context: ssl.SSLContext | None = None, nodelay: bool = True
+    ) -> None:
+        self.scripts: Sequence[Script] = scripts or (GOOD_SCRIPT,)
+        self.host = host
+        self.received: list[Conversation] = []
+        self._ssl_context = ssl_context
+        self._nodelay = nodelay
+        self._stopping = threading.Event()
+        self._errors: list[Exception] = []
+        self._links: list[Link] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> "RawPeer":
+        self._listener = socket.create_server((self.host, 0), family=family_of(self.host), backlog=128)
+        self._listener.settimeout(0.05)  # no portable way to wake an accept, so it looks up now and then
+        self._acceptor = threading.Thread(target=self._accept, name="RawPeer accepts", daemon=True)
+        self._acceptor.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._acceptor.join()
+        self._listener.close()
+        for link in self._links:
+            link.interrupt()
+        for thread in self._threads:
+            thread.join(timeout=1)
+            assert not thread.is_alive(), f"a script does not end: {thread.name}"
+        if self._errors and exc is None:
+            raise self._errors[0]
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens."""
+        return Endpoint(self.host, self.port)
+
+    @property
+    def address(self) -> str:
+        """`ANY-SCP@HOST:PORT`."""
+        return self.endpoint.address
+
+    def conversation(self, index: int = 0, timeout: float = 2.0) -> Conversation:
+        """The conversation of a connection, once it has ended: all that the client sent is in it by then."""
+        deadline = time.monotonic() + timeout
+        while len(self.received) <= index:
+            assert time.monotonic() < deadline, f"connection {index} never came"
+            time.sleep(0.002)
+        ended = self.received[index].ended.wait(max(0.0, deadline - time.monotonic()))
+        assert ended, f"connection {index} is still open after {timeout} s"
+        return self.received[index]
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                sock, _ = self._listener.accept()
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._nodelay)
+                self._start(Link(sock, self._stopping))
+
+    def _start(self, link: Link) -> None:
+        number = len(self.received)
+        chosen = self.scripts[min(number, len(self.scripts) - 1)]
+        thread = threading.Thread(target=self._serve, args=(link, chosen), name=f"RawPeer {number}", daemon=True)
+        self.received.append(link.conversation)
+        self._links.append(link)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self, link: Link, chosen: Script) -> None:
+        try:
+            if self._ssl_context:
+                link.start_tls(self._ssl_context)
+            for step in (*chosen, Silence()):
+                step.run(link)
+        except (Over, OSError):
+            pass  # the connection is gone, or its TLS handshake failed: for the test to judge at the client's end
+        except Exception as error:
+            self._errors.append(error)
+        finally:
+            link.sock.close()
+            link.conversation.ended.set()

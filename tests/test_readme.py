@@ -1,0 +1,123 @@
+"""README's examples are run as they stand there, against real peers.
+
+The ports in it stand for peers of these tests: 11112 for DCMTK's storescp, 4242 for one that knows its title as STRICT,
+11999 for a port where nobody listens. Times, dates and the ports of this end differ from run to run; all else must not.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rawpeer
+from peers import Peer, run_pynetdicom
+
+import dicom_echo
+
+README = Path(__file__).parent.parent / "README.md"
+
+VOLATILE = [
+    (r'"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"', '"time": "(when)"'),
+    (r'("(?:total_ms|resolve|connect|associate|echo|release|minimum|average|maximum|deviation)": )[0-9.]+', r"\1(ms)"),
+    (r"127\.0\.0\.1:5\d{4}|127\.0\.0\.1:[3-6]\d{4}", "127.0.0.1:(any)"),
+    (r"time=[0-9.]+ ms", "time=(ms)"),
+    (r" +[0-9.]+ ms", " (ms)"),
+    (r"= [0-9./]+ ms", "= (times)"),
+    (r"=[0-9.]+s;", "=(seconds)s;"),
+    (r"(_seconds\{.*\}) [0-9.e-]+", r"\1 (seconds)"),
+    (r" +█+", " (bar)"),
+    (r"^[▁▂▃▄▅▆▇█]+$", "(sparks)"),
+    (r"OFFIS_DCMTK_\d+", "OFFIS_DCMTK"),
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def examples() -> list[tuple[str, str]]:
+    """Each command of the console blocks, with the output that it is said to have."""
+    found = []
+    for block in blocks("console"):
+        for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = example.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def settled(text: str) -> list[str]:
+    """The lines of a text without what differs from run to run; rows come as their targets finish."""
+    for pattern, stand_in in VOLATILE:
+        text = re.sub(pattern, stand_in, text, flags=re.MULTILINE)
+    return sorted(text.splitlines()) if "targets:" in text or '"summary"' in text else text.splitlines()
+
+
+@pytest.fixture
+def ports(storescp: Peer) -> Iterator[dict[str, str]]:
+    """What the ports of README are in this run."""
+    with run_pynetdicom(ae_title="STRICT", check_called_title=True) as strict, rawpeer.closed_port() as closed:
+        yield {"11112": str(storescp.port), "4242": str(strict.port), "11999": str(closed.port)}
+
+
+def with_ports(text: str, ports: dict[str, str]) -> str:
+    return re.sub(r"(?<=localhost:)\d+", lambda match: ports.get(match[0], match[0]), text)
+
+
+def as_in_readme(text: str, ports: dict[str, str]) -> str:
+    """An output with README's ports, its columns as wide as they are with those."""
+    for stands_for, port in ports.items():
+        text = re.sub(rf'{port}(?=["\s,}} ])', stands_for.ljust(len(stands_for)), text)
+    return text
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ports: dict[str, str]) -> None:
+    """The file that README shows with cat."""
+    monkeypatch.chdir(tmp_path)
+    shown = next(output for command, output in examples() if command == "cat fleet.txt")
+    (tmp_path / "fleet.txt").write_text(with_ports(shown, ports), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("fleet")
+@pytest.mark.parametrize(("command", "output"), [each for each in examples() if each[0].startswith("dicom-echo")])
+def test_a_command_prints_what_readme_says(
+    command: str, output: str, ports: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dicom_echo.main(shlex.split(with_ports(command, ports))[1:])
+    printed = as_in_readme(capsys.readouterr().out, ports)
+    assert [re.sub(" +", " ", line) for line in settled(printed)] == [
+        re.sub(" +", " ", line) for line in settled(output)
+    ]
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_does_what_readme_says(block: str, ports: dict[str, str]) -> None:
+    test = doctest.DocTestParser().get_doctest(with_ports(block, ports), {}, "README.md", str(README), 0)
+    problems: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(test, out=problems.append)
+    assert not problems, "".join(problems)
+
+
+def test_every_console_block_is_tried() -> None:
+    commands = {command.split()[0] for command, _ in examples()}
+    assert commands == {"dicom-echo", "cat"}
+    assert len(examples()) >= 8
+
+
+def test_the_options_of_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        dicom_echo.main(["--help"])
+    known = set(re.findall(r"(?<![\w-])--?[a-zA-Z0-9][\w-]*", capsys.readouterr().out))
+    named = set(re.findall(r"`(?:dicom-echo )?(--?[a-zA-Z0-9][\w-]*)", README.read_text(encoding="utf-8")))
+    assert named - known <= {"-m"}
+
+
+def test_ci_calls_the_command_of_readme() -> None:
+    command = next(line.strip() for line in README.read_text(encoding="utf-8").splitlines() if "install nox" in line)
+    assert command.replace("pip install nox", "pip install -q nox") in (README.parent / ".ci" / "run").read_text(
+        encoding="utf-8"
+    )
