@@ -2474,9 +2474,14 @@ class _Parser(argparse.ArgumentParser):
         if self.for_nagios:
             text = "; ".join([message, *further])
             print(f"DICOM ECHO UNKNOWN - {_printable(text).replace('|', '/')}")
-            self.exit(_State.UNKNOWN)
-        lines = [f"{self.prog}: {message} (see {self.prog} --help)", *further]
-        self.exit(_Exit.USAGE, "".join(f"{_printable(line)}\n" for line in lines))
+            raise SystemExit(_State.UNKNOWN)
+        _complain(f"{message} (see {self.prog} --help)", *further)
+        raise SystemExit(_Exit.USAGE)
+
+
+def _complain(message: str, *further: str) -> None:
+    if sys.stderr is not None:  # a process may be started without
+        print(f"dicom-echo: {_printable(message)}", *map(_printable, further), sep="\n", file=sys.stderr)
 
 
 def _parser() -> _Parser:
@@ -2582,7 +2587,7 @@ def _output_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -
 
 def _other_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
     add("--self-test", action="store_true", help="start a peer on this host and echo that")
-    add("-V", "--version", action="store_true", help="print the versions of all parts")
+    add("-V", "--version", action="store_true", help="print the versions of all parts; with -v, what is in the archive")
     add("-h", "--help", action="help", help="print this help")
 
 
@@ -2603,7 +2608,8 @@ _GROUPS = {
 }
 
 
-def _versions() -> str:
+def _versions(verbose: bool) -> Iterator[str]:
+    """Of this tool and what it stands on; verbose, what the archive that it runs from has inside."""
     from importlib import metadata
 
     def version(name: str) -> str:
@@ -2613,7 +2619,20 @@ def _versions() -> str:
             return f"{name} not installed"
 
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"dicom-echo {__version__} ({version('pynetdicom')}, {version('pydicom')}, Python {python})"
+    yield f"dicom-echo {__version__} ({version('pynetdicom')}, {version('pydicom')}, Python {python})"
+    if verbose and (build := _build()):
+        yield f"build {build['build_id']}, with bytecode for {', '.join(build['bytecode'])}"
+        yield from (f"contains {name} {number}" for name, number in build["contents"].items())
+
+
+def _build() -> dict[str, Any] | None:
+    """What packaging/build_pyz.py has put down beside this module, in an archive."""
+    try:
+        loader: Any = __spec__.loader
+        facts: dict[str, Any] = json.loads(loader.get_data(str(Path(__file__).with_name("dicom_echo_build.json"))))
+    except (OSError, AttributeError):
+        return None
+    return facts
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -2823,7 +2842,7 @@ def _give_up_output(error: OSError) -> _Exit:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return _Exit.OK
-    print(f"dicom-echo: cannot write the results: {_reason(error)}", file=sys.stderr)
+    _complain(f"cannot write the results: {_reason(error)}")
     return _Exit.USAGE
 
 
@@ -2881,7 +2900,7 @@ def _debugging(wanted: bool) -> Iterator[None]:
 def _run(args: argparse.Namespace, parser: _Parser) -> int:
     """Carry out what the command line says."""
     if args.version:
-        print(_versions())
+        print(*_versions(args.verbose), sep="\n")
         return _Exit.OK
     with contextlib.ExitStack() as stack:
         try:

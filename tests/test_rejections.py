@@ -180,7 +180,8 @@ REFUSED = "   hint: the peer knows the AE title but refuses Verification"
         (
             4,
             "transfer syntaxes not supported",
-            "   hint: the peer offers Verification, but with none of the transfer syntaxes proposed: see --transfer-syntax",
+            "   hint: the peer offers Verification, but with none of the transfer syntaxes proposed: "
+            "see --transfer-syntax",
         ),
         (5, "reserved result", REFUSED),
         (255, "reserved result", REFUSED),

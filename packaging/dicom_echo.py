@@ -1,0 +1,12 @@
+"""For `import dicom_echo` and `python -m dicom_echo` with the archive on sys.path: gives way to the real module."""
+
+import sys
+
+if sys.version_info < (3, 10):
+    raise ImportError("dicom-echo needs Python 3.10 or later")
+
+import dicom_echo_start
+
+real = dicom_echo_start.give_way("dicom_echo", __spec__.loader.archive)
+if __name__ == "__main__":
+    sys.exit(real.main())

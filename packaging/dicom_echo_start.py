@@ -1,0 +1,151 @@
+"""From `python dicom-echo.pyz` to shiv's bootstrap: a clean sys.path, a private cache, one file in it.
+
+shiv unpacks all files of `site-packages` and compiles them on the first run. This archive also carries them as
+bytecode, in one zip file per Python. The one that fits goes where shiv looks for the unpacked directory: Python
+imports from a zip file as from a directory, so shiv finds its work done. A single file is written aside, then
+renamed: it is there whole or not at all, whoever starts, is killed or fills the disk meanwhile.
+A Python that we carry no bytecode for gets what shiv does for all: the sources, unpacked and compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from dicom_echo_cache import NAME, places, private
+
+TAG = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"  # which bytecode this Python reads
+CARRIED = {"dicom_echo", "pydicom", "pynetdicom"}
+HOUR, DAY = 60 * 60, 24 * 60 * 60
+KEPT = 30 * DAY  # how long the first start of another build leaves a cache that nobody uses
+
+
+def run() -> None:
+    """`python dicom-echo.pyz`: shiv calls the entry point and exits with what it returns."""
+    try:
+        forget_host_packages()
+        site_packages = unpack(sys.argv[0])
+        os.environ["SHIV_ROOT"] = os.path.dirname(os.path.dirname(site_packages))
+        os.environ.pop("SHIV_FORCE_EXTRACT", None)  # a damaged cache shows by its checksum
+        from _bootstrap import bootstrap
+
+        del sys.path[:2]  # the archive: all that it holds has a place now
+        bootstrap()
+    except NoPlace as err:
+        print(f"{NAME}: {err}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def give_way(name: str, archive: str) -> ModuleType:
+    """`import dicom_echo` with ARCHIVE on sys.path: put its packages there, and the real module in place of ours."""
+    try:
+        sys.path.insert(sys.path.index(archive), unpack(archive))
+    except NoPlace as err:
+        raise ImportError(f"{NAME}: {err}") from None
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+def forget_host_packages() -> None:
+    """Leave the archive and the standard library: not PYTHONPATH, not site-packages, nor what these brought."""
+    kept = {*sys.path[:2], os.path.dirname(os.__file__)}
+    if sys.platform == "win32":
+        kept.add(sys.base_exec_prefix)  # the embeddable Python's extension modules
+    names = {"lib-dynload", "DLLs", "python{}{}.zip".format(*sys.version_info)}
+    sys.path[:] = [entry for entry in sys.path if entry in kept or os.path.basename(entry) in names]
+    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__module__", "").startswith("_frozen_importlib")]
+    for module in list(sys.modules):
+        if module.partition(".")[0] in CARRIED:  # imported by a .pth file
+            del sys.modules[module]
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # reads as "not installed", which pydicom is content with
+
+
+class NoPlace(Exception):
+    """No directory to unpack into is private to this user, and has room."""
+
+
+def unpack(archive: str) -> str:
+    """The `site-packages` of ARCHIVE, found whole or made so now, in the first place that will do."""
+    refused = []
+    umask = os.umask(0o077)
+    try:
+        with zipfile.ZipFile(archive) as pyz:
+            for base, name in places():
+                try:
+                    return fill(private(base, name), archive, pyz)
+                except OSError as err:
+                    refused.append(f"{base}: {err.strerror}")
+    finally:
+        os.umask(umask)
+    why = "; ".join(dict.fromkeys(refused)) or "no temporary directory"
+    raise NoPlace(f"nowhere to unpack to ({why}); set SHIV_ROOT to a directory that only you can write to")
+
+
+def fill(root: str, archive: str, pyz: zipfile.ZipFile) -> str:
+    """The `site-packages` of PYZ at the place below ROOT where shiv expects them."""
+    build = json.loads(pyz.read("environment.json"))["build_id"]
+    used = os.path.join(root, f"{build}-{TAG}")
+    target = os.path.join(used, f"{os.path.basename(os.path.realpath(archive))}_{build}", "site-packages")
+    os.makedirs(used, exist_ok=True)
+    if time.time() - os.stat(used).st_mtime > DAY:
+        with suppress(OSError):  # a home that is read-only today
+            os.utime(used)
+    try:
+        bytecode = pyz.getinfo(f"bytecode/{TAG}.zip")
+    except KeyError:
+        if not os.path.isdir(target):
+            from _bootstrap import extract_site_packages
+
+            extract_site_packages(pyz, Path(target).parent, compile_pyc=True)
+    else:
+        if not is_whole(target, bytecode):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            put(pyz.read(bytecode), bytecode, target, root)
+            prune(root)
+    return target
+
+
+def is_whole(path: str, wanted: zipfile.ZipInfo) -> bool:
+    """Against accidents, such as a power cut; people cannot get at it."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        return False
+    return len(data) == wanted.file_size and zlib.crc32(data) == wanted.CRC
+
+
+def put(data: bytes, wanted: zipfile.ZipInfo, target: str, aside: str) -> None:
+    """TARGET holds DATA, or is as it was; never a part."""
+    handle, part = tempfile.mkstemp(".part", dir=aside)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.replace(part, target)
+    except BaseException as err:
+        os.unlink(part)
+        if not isinstance(err, PermissionError) or not is_whole(target, wanted):
+            raise  # else: Windows keeps a file that another start has put there, and reads just now
+
+
+def prune(root: str) -> None:
+    """Remove what no run has used for long: caches of other builds, and parts that a killed run left."""
+    for entry in os.scandir(root):
+        with suppress(OSError):
+            unused = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if entry.name.endswith(".part") and unused > HOUR:
+                os.unlink(entry.path)
+            elif unused > KEPT:
+                shutil.rmtree(entry.path)
