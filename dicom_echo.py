@@ -673,7 +673,7 @@ def probe_many(
     *,
     jobs: int = _DEFAULT_JOBS,
     **options: Unpack[Options],
-) -> Iterator[EchoResult]:
+) -> Generator[EchoResult, None, None]:
     """Send a C-ECHO request to each of many peers, several at a time, and yield each result as it comes.
 
     Takes what `probe` takes, and
@@ -692,6 +692,8 @@ def probe_many(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs!r}")
+    if isinstance(addresses, str):
+        raise TypeError(f"addresses must be several, not the text {addresses!r}")
     requests = (_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses)
 
     def ask(request: _Request, stop: _Stop) -> Generator[EchoResult, None, None]:
@@ -810,6 +812,10 @@ class _Association:
             # Loading the codec is our own slowness: neither the peer's time nor the caller's limit pays for it.
             with deadline.paused():
                 self._dialogue = _Dialogue(request, journal.result.local)
+        except BaseException:
+            self._wire.hang_up(b"")
+            raise
+        try:
             with journal.phase(Phase.associate):
                 accepted = self._exchange(self._dialogue.associate(), _Accepted)
             journal.write(peer=accepted.peer)
@@ -880,7 +886,7 @@ class _Stop:
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
-    def __bool__(self) -> bool:
+    def is_set(self) -> bool:
         return self._event.is_set()
 
     def watch(self, sock: socket.socket) -> None:
@@ -904,13 +910,13 @@ class _Deadline:
 
     def __init__(self, seconds: float, stop: _Stop | None = None) -> None:
         self.seconds = seconds
-        self.stop = stop or _Stop()
+        self.stop = _Stop() if stop is None else stop
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
         """Seconds left, always more than none."""
         left = self._end - time.monotonic()
-        if left <= 0 or self.stop:
+        if left <= 0 or self.stop.is_set():
             raise self.expired()
         return left
 
@@ -1693,6 +1699,7 @@ def _hexdump(data: bytes) -> str:
 
 _FIRST_RETRY, _LAST_RETRY = 0.2, 2.0  # seconds between the tries of --wait, growing
 _RECENT = 60  # times kept for the picture of a run
+_READ_AHEAD = 1000  # targets read before their turn, while their endpoint is busy
 
 
 @dataclass(frozen=True)
@@ -1891,7 +1898,7 @@ class _Turns(Generic[_J]):
     def take(self) -> _J | None:
         if self._ready:
             return self._ready.popleft()
-        for job in self._jobs:
+        while sum(map(len, self._waiting.values())) < _READ_AHEAD and (job := next(self._jobs, None)) is not None:
             if job.endpoint not in self._waiting:
                 self._waiting[job.endpoint] = deque()
                 return job
@@ -2075,13 +2082,9 @@ class _Table(_Single):
         super().__init__(style, verbose)
         self._repeated = repeated
         self._last: dict[tuple[str, int], _Echoed] = {}  # of the targets under way
-        self._columns = [
-            self._fit(max(len(t.request.target) for t in targets), 3),
-            self._fit(max((len(t.label or "") for t in targets), default=0), 6),
-        ]
-
-    def _fit(self, wanted: int, share: int) -> int:
-        return wanted if self._style.width is None else min(wanted, max(8, self._style.width // share))
+        target = max(_columns(t.request.target) for t in targets)
+        label = max(_columns(_printable(t.label or "")) for t in targets)
+        self._widths = _fit(target, label, 40 if repeated else 12, style.width)
 
     def echoed(self, event: _Echoed) -> Iterator[str]:
         self._last[event.target.endpoint] = event
@@ -2095,19 +2098,18 @@ class _Table(_Single):
         yield from self._details(event.result)
 
     def _row(self, event: _Echoed) -> str:
-        result = event.result
-        texts = [result.target, _printable(event.target.label or "")]
-        cells = [_cell(text, width, self._style) for text, width in zip(texts, self._columns, strict=True) if width]
-        cells.append(self._times(event))
-        room = None if self._style.width is None else max(8, self._style.width - sum(len(c) + 2 for c in cells) - 1)
-        return "  ".join([*cells, _headline(result, self._style, room)])
+        texts = [event.result.target, _printable(event.target.label or ""), self._times(event)]
+        cells = [_cell(text, width, self._style) for text, width in zip(texts, self._widths, strict=True) if width]
+        room = None if self._style.width is None else self._style.width - sum(_columns(cell) + 2 for cell in cells)
+        return "  ".join([*cells, _headline(event.result, self._style, room)])
 
     def _times(self, event: _Echoed) -> str:
         statistics, result = event.statistics, event.result
         if not self._repeated:
-            return f"{result.total * 1000:9.2f} ms" if result.ok else f"{'-':>9}   "
+            return f"{result.total * 1000:9.2f} ms" if result.ok else f"{'-':>9}"
         times = "/".join(_four_times(statistics).split("/")[:3]) if statistics.succeeded else "-/-/-"
-        return f"{statistics.succeeded}/{statistics.sent} {statistics.loss:3.0f}% loss {times:>20} ms"
+        rate = f"{statistics.succeeded}/{statistics.sent} {statistics.loss:.3g}% loss"
+        return f"{rate} {times:>{36 - len(rate)}} ms"
 
     def closing(self, all_echoes: _Statistics) -> Iterator[str]:
         yield from (self._row(event) for event in self._last.values())  # interrupted
@@ -2115,6 +2117,28 @@ class _Table(_Single):
         yield f"{all_echoes.sent} {'echoes' if self._repeated else 'targets'}: " + (
             ", ".join(f"{number} {kind}" for kind, number in kinds) or "none asked"
         )
+
+
+def _fit(target: int, label: int, times: int, width: int | None) -> tuple[int, int, int]:
+    """Columns for each part of a row, so that the verdict has ten at least; on a narrow terminal parts are left out."""
+    if width is None:
+        return target, label, times
+    room = width - 12
+    if room < times + 10:
+        times = 0
+    room -= times + 2 if times else 0
+    if room < 20:
+        label = 0
+    target = max(1, min(target, room - 10 if label else room))
+    return target, min(label, max(0, room - target - 2)), times
+
+
+def _columns(text: str) -> int:
+    """The columns that a terminal takes for a text (Unicode Standard Annex 11)."""
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 _ENOUGH_FOR_SPARKS = 5
@@ -2135,7 +2159,12 @@ def _sparks(times: Iterable[float], style: _Style) -> str:
 
 
 def _cell(text: str, width: int, style: _Style) -> str:
-    return text.ljust(width) if len(text) <= width else text[: width - 1] + _symbol("cut", style)
+    """A text in so many columns, cut or filled."""
+    if _columns(text) > width:
+        while _columns(text) >= max(width, 1):
+            text = text[:-1]
+        text += _symbol("cut", style)
+    return text + " " * (width - _columns(text))
 
 
 def _headline(result: EchoResult, style: _Style, room: int | None = None) -> str:
@@ -2149,7 +2178,7 @@ def _headline(result: EchoResult, style: _Style, room: int | None = None) -> str
         verdict, text = "status", f"Warning: received non-zero status code: {status}"
     symbol = _symbol(verdict, style)
     if room is not None:
-        text = _cell(text, max(4, room - max(2, len(symbol)) - 1), style).rstrip()
+        text = _cell(text, room - max(2, len(symbol)) - 1, style).rstrip()
     return f"{symbol} {_paint(verdict, text, style)}"
 
 
@@ -2361,8 +2390,8 @@ class _Nagios(_Last):
         """'label'=value[UOM];[warn];[crit];[min];[max], in seconds."""
         if not event.statistics.succeeded:
             return []
-        limits = ";".join("" if limit is None else f"{limit / 1000:g}" for limit in self._thresholds)
-        return [f"{label}={event.statistics.average:.4f}s;{limits};0;{event.target.request.timeout:g}"]
+        limits = ";".join("" if limit is None else _decimal(limit / 1000) for limit in self._thresholds)
+        return [f"{label}={event.statistics.average:.4f}s;{limits};0;{_decimal(event.target.request.timeout)}"]
 
     def closing(self, all_echoes: _Statistics) -> Iterator[str]:
         if self.state is _State.UNKNOWN:
@@ -2378,7 +2407,8 @@ class _Nagios(_Last):
         yield f"DICOM ECHO {self.state.name} - {good} of {self._targets} targets OK | ok={good};;;0;{self._targets}"
         worst_first = sorted(self._ended, key=self._state, reverse=True)
         lines = [f"{self._state(event).name} - {self._text(event)}" for event in worst_first]
-        data = [each for event in worst_first for each in self._performance(_label(event.result.target), event)]
+        used: set[str] = set()
+        data = [each for event in worst_first for each in self._performance(_label(event.result.target, used), event)]
         yield from lines[:-1]
         yield from (_with_data(line, data) for line in lines[-1:])
 
@@ -2387,8 +2417,18 @@ def _with_data(text: str, data: list[str]) -> str:
     return f"{text} | {' '.join(data)}" if data else text
 
 
-def _label(name: str) -> str:
-    return "'" + name.replace("'", "_").replace("=", "_").replace("|", "_") + "'"
+def _decimal(number: float) -> str:
+    """A number without an exponent, which the guidelines do not know."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
+def _label(name: str, used: set[str]) -> str:
+    """A name in quotes, made unique: a graph has one line for a label."""
+    plain = re.sub("['=|]", "_", name)
+    numbered = (f"{plain} {number}" for number in itertools.count(2))
+    label = plain if plain not in used else next(each for each in numbered if each not in used)
+    used.add(label)
+    return f"'{label}'"
 
 
 class _Prometheus(_Last):
@@ -2565,7 +2605,7 @@ def _repeat_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -
     add("--reuse", action="store_true", help="send all echoes over one association")
     add("--wait", metavar="SECONDS", type=_number(0, _LONGEST, float),
         help="try again until Success, for so long at most")
-    add("-T", "--targets", metavar="FILE",
+    add("-T", "--targets", metavar="FILE", action="append", default=[],
         help="read addresses from FILE, one a line, with ' # label' behind it or without; - is standard input")
     add("-j", "--jobs", metavar="N", type=_number(1, 10000, int), default=_DEFAULT_JOBS,
         help="targets to ask at the same time [%(default)s]")
@@ -2700,23 +2740,19 @@ def _report(args: argparse.Namespace, targets: Sequence[_Target], stream: TextIO
 
 
 def _targets(args: argparse.Namespace, options: Options) -> list[_Target]:
-    """All peers of the command line and of the file; all that is wrong with the file at once."""
-    labelled = [(host, None) for host in args.hosts] + (_read_targets(args.targets) if args.targets else [])
+    """All peers of the command line and of the files; all that is wrong with a file at once."""
+    labelled = [(host, None) for host in args.hosts] + [each for file in args.targets for each in _read_targets(file)]
     return [_Target(_Request.make(host, args.called, args.calling, **options), label) for host, label in labelled]
 
 
 def _read_targets(file: str) -> list[tuple[Address, str | None]]:
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"cannot read {file}: {_reason(error)}") from None
     found: list[tuple[Address, str | None]] = []
     wrong = []
-    for number, line in enumerate(text.splitlines(), 1):
-        address, _, label = line.strip().partition(" # ")
+    for number, line in enumerate(_read(file).splitlines(), 1):
+        address, label, *_ = *map(str.strip, re.split(r"\s#(?:\s|$)", line, maxsplit=1)), ""
         if address and not address.startswith("#"):
             try:
-                found.append((parse_address(address.strip()), label.strip() or None))
+                found.append((parse_address(address), label or None))
             except AddressError as error:
                 wrong.append(f"{file}:{number}: {error}")
     if wrong:
@@ -2724,6 +2760,16 @@ def _read_targets(file: str) -> list[tuple[Address, str | None]]:
     if not found:
         raise ValueError(f"{file} holds no address")
     return found
+
+
+def _read(file: str) -> str:
+    """A text without the mark that Windows likes to put before it."""
+    if file == "-" and sys.stdin is None:  # a process may be started without
+        raise ValueError("cannot read -: standard input is closed")
+    try:
+        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).removeprefix("\ufeff")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {_reason(error)}") from None
 
 
 def _exit_code(result: EchoResult) -> _Exit:
@@ -2756,19 +2802,23 @@ def _check(args: argparse.Namespace) -> None:
 def _output(file: str | None) -> Iterator[TextIO]:
     """Standard output, or a new file that takes the place of the old one when it is whole."""
     if file is None:
-        yield sys.stdout or io.StringIO()  # a process may be started without one
+        yield sys.stdout or io.StringIO()  # a process may be started without
         return
-    temporary = Path(file).with_name(f".{Path(file).name}.{os.getpid()}.tmp")
+    final = Path(file).resolve()
+    replaces = not final.exists() or final.is_file()  # a pipe or a device is written to
+    draft = final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp") if replaces else final
     try:
-        stream = temporary.open("x", encoding="utf-8")
+        stream = draft.open("x" if replaces else "w", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot write {file}: {_reason(error)}") from None
     try:
         with stream:
             yield stream
-        temporary.replace(file)
+        if replaces:
+            draft.replace(final)
     finally:
-        temporary.unlink(missing_ok=True)
+        if replaces:
+            draft.unlink(missing_ok=True)
 
 
 def _allow_sockets(number: int) -> None:
@@ -2788,8 +2838,9 @@ def _allow_sockets(number: int) -> None:
 class _Conductor:
     """Prints what happens as it happens, and keeps the worst exit code."""
 
-    def __init__(self, report: _Report, stream: TextIO, targets: int, show_progress: bool) -> None:
+    def __init__(self, report: _Report, stream: TextIO, targets: int, show_progress: bool, signals: _Signals) -> None:
         self.code: int = _Exit.OK
+        self._signals = signals
         self._report = report
         self._stream = stream
         self._targets = targets
@@ -2799,7 +2850,6 @@ class _Conductor:
 
     def conduct(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         try:
-            self._print(self._report.opening())
             self._follow(events)
             self._print(self._report.closing(self._everything))
         except OSError as error:  # everything else that may fail is in a result
@@ -2808,8 +2858,11 @@ class _Conductor:
     def _follow(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         try:
             with contextlib.closing(events):
+                self._print(self._report.opening())
+                self._progress(f"0 of {self._targets} done")
                 for event in events:
-                    self._take(event)
+                    with self._signals.held():
+                        self._take(event)
         except KeyboardInterrupt as interruption:
             self.code = _interrupted(interruption)
         self._progress("")
@@ -2858,19 +2911,43 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends the run as Ctrl-C does, but for the exit code."""
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    def terminate(_number: int, _frame: object) -> None:
-        raise _Terminated
+class _Signals:
+    """SIGINT and SIGTERM: raised at once, but not between printing an echo and counting it."""
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def __init__(self) -> None:
+        self._holding = False
+        self._held: KeyboardInterrupt | None = None
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # as in a job that a shell has put into the background
+                signal.signal(number, self._take)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, _frame: object) -> None:
+        interruption = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        if not self._holding or self._held:  # who asks twice waits no longer
+            raise interruption
+        self._held = interruption
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._held:
+            raise self._held
 
 
 def _interrupted(interruption: KeyboardInterrupt) -> _Exit:
@@ -2897,7 +2974,7 @@ def _debugging(wanted: bool) -> Iterator[None]:
         _log.setLevel(level)
 
 
-def _run(args: argparse.Namespace, parser: _Parser) -> int:
+def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
     """Carry out what the command line says."""
     if args.version:
         print(*_versions(args.verbose), sep="\n")
@@ -2914,7 +2991,7 @@ def _run(args: argparse.Namespace, parser: _Parser) -> int:
         except ValueError as error:
             parser.error(*map(str, error.args))
         report = _report(args, targets, stream)
-        conductor = _Conductor(report, stream, len(targets), not args.quiet)
+        conductor = _Conductor(report, stream, len(targets), not args.quiet, signals)
         plan = _Plan(args.id, args.count, args.interval, args.reuse, args.wait)
         conductor.conduct(_campaign(targets, plan, args.jobs))
     return report.state if isinstance(report, _Nagios) else conductor.code
@@ -2936,13 +3013,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
-    parser.for_nagios = "nagios" in arguments or "--format=nagios" in arguments
+    parser.for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in itertools.pairwise(arguments)
+    signals = _Signals()
     _never_fail_to_encode()
     code: int = _Exit.OK
     try:
         args = parser.parse_args(arguments)
-        with _terminable(), _debugging(args.debug):
-            code = _run(args, parser)
+        with signals.handled(), _debugging(args.debug):
+            code = _run(args, parser, signals)
     except KeyboardInterrupt as interruption:
         code = _interrupted(interruption)
     finally:

@@ -1,4 +1,4 @@
-"""What `python dicom-echo.pyz` runs first: is this Python new enough? Then on to dicom_echo_start.py.
+"""What `python dicom-echo.pyz` runs first: is this Python new enough? Then on to our other two files.
 
 Every Python since 2.7 must be able to read this file: else its answer is a SyntaxError, not a sentence.
 """
@@ -19,6 +19,10 @@ import importlib.util
 # Our start-up and shiv's as bytecode, where the archive has it for this Python; else as source, from its top.
 compiled = "/start/%s-%s" % (sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER.hex())
 sys.path.insert(0, sys.path[0] + compiled)
+import dicom_echo_isolate
+
+dicom_echo_isolate.forget_host_packages()
+
 import dicom_echo_start
 
 dicom_echo_start.run()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-START_UP = ("__main__.py", "dicom_echo.py", "dicom_echo_cache.py", "dicom_echo_start.py")
+START_UP = ("__main__.py", "dicom_echo.py", "dicom_echo_cache.py", "dicom_echo_isolate.py", "dicom_echo_start.py")
 UNNEEDED = (
     "bin",
     "dicom_echo-stubs",

@@ -36,7 +36,8 @@ def places() -> Iterator[tuple[str, str]]:
     if sys.platform != "win32":
         bases += ["/tmp", "/var/tmp"]
     bases = [base for base in dict.fromkeys(bases) if os.path.isabs(base) and os.path.isdir(base)]
-    yield from ((base, ours) for base in bases)
+    if sys.platform != "win32":  # there, we cannot tell whose a directory is that waits in a common TEMP
+        yield from ((base, ours) for base in bases)
     yield from ((base, "") for base in bases)
 
 

@@ -1,4 +1,4 @@
-"""From `python dicom-echo.pyz` to shiv's bootstrap: a clean sys.path, a private cache, one file in it.
+"""From `python dicom-echo.pyz` to shiv's bootstrap: a private cache, one file in it.
 
 shiv unpacks all files of `site-packages` and compiles them on the first run. This archive also carries them as
 bytecode, in one zip file per Python. The one that fits goes where shiv looks for the unpacked directory: Python
@@ -26,7 +26,6 @@ from types import ModuleType
 from dicom_echo_cache import NAME, places, private
 
 TAG = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"  # which bytecode this Python reads
-CARRIED = {"dicom_echo", "pydicom", "pynetdicom"}
 HOUR, DAY = 60 * 60, 24 * 60 * 60
 KEPT = 30 * DAY  # how long the first start of another build leaves a cache that nobody uses
 
@@ -34,7 +33,6 @@ KEPT = 30 * DAY  # how long the first start of another build leaves a cache that
 def run() -> None:
     """`python dicom-echo.pyz`: shiv calls the entry point and exits with what it returns."""
     try:
-        forget_host_packages()
         site_packages = unpack(sys.argv[0])
         os.environ["SHIV_ROOT"] = os.path.dirname(os.path.dirname(site_packages))
         os.environ.pop("SHIV_FORCE_EXTRACT", None)  # a damaged cache shows by its checksum
@@ -44,6 +42,9 @@ def run() -> None:
         bootstrap()
     except NoPlace as err:
         print(f"{NAME}: {err}", file=sys.stderr)
+        sys.exit(2)
+    except (zipfile.BadZipFile, zlib.error) as err:  # a copy that went wrong
+        print(f"{NAME}: {sys.argv[0]} is damaged: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -57,20 +58,6 @@ def give_way(name: str, archive: str) -> ModuleType:
         raise ImportError(f"{NAME}: {err}") from None
     sys.modules.pop(name, None)
     return importlib.import_module(name)
-
-
-def forget_host_packages() -> None:
-    """Leave the archive and the standard library: not PYTHONPATH, not site-packages, nor what these brought."""
-    kept = {*sys.path[:2], os.path.dirname(os.__file__)}
-    if sys.platform == "win32":
-        kept.add(sys.base_exec_prefix)  # the embeddable Python's extension modules
-    names = {"lib-dynload", "DLLs", "python{}{}.zip".format(*sys.version_info)}
-    sys.path[:] = [entry for entry in sys.path if entry in kept or os.path.basename(entry) in names]
-    sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__module__", "").startswith("_frozen_importlib")]
-    for module in list(sys.modules):
-        if module.partition(".")[0] in CARRIED:  # imported by a .pth file
-            del sys.modules[module]
-    sys.modules["numpy"] = None  # type: ignore[assignment]  # reads as "not installed", which pydicom is content with
 
 
 class NoPlace(Exception):
@@ -110,6 +97,7 @@ def fill(root: str, archive: str, pyz: zipfile.ZipFile) -> str:
             from _bootstrap import extract_site_packages
 
             extract_site_packages(pyz, Path(target).parent, compile_pyc=True)
+            prune(root)
     else:
         if not is_whole(target, bytecode):
             os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -1,0 +1,146 @@
+"""Minimal peers in a process of their own: many ports that answer every C-ECHO at once, or never answer anything.
+
+They cost the tool under test nothing: its memory, threads and file descriptors can be counted, and its speed measured.
+
+    with run_canned(live=100, silent=10) as canned:
+        canned.live[0].address, canned.silent[0].address
+
+The process ends when its standard input does, so none is left behind by a test run that is killed.
+"""
+
+import contextlib
+import json
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rawpeer import (
+    A_ASSOCIATE_RQ,
+    A_RELEASE_RQ,
+    GOOD_ACCEPT,
+    GOOD_RELEASE,
+    MESSAGE_ID,
+    P_DATA_TF,
+    Endpoint,
+    ReceivedPdu,
+    decode_command,
+    decode_pdvs,
+    echo_rsp,
+    split_pdus,
+)
+
+BACKLOG = 64
+
+
+@dataclass(frozen=True)
+class Canned:
+    """Where the canned peers are."""
+
+    live: list[Endpoint]
+    silent: list[Endpoint]
+    pid: int
+
+
+@contextlib.contextmanager
+def run_canned(live: int = 0, silent: int = 0) -> Iterator[Canned]:
+    """Run so many ports that answer and so many that do not, on 127.0.0.1, in one process."""
+    command = [sys.executable, __file__, str(live), str(silent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            ports = json.loads(process.stdout.readline())
+            endpoints = [Endpoint("127.0.0.1", port) for port in ports]
+            yield Canned(endpoints[:live], endpoints[live:], process.pid)
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+# --- The process -----------------------------------------------------------------------------------------------------
+
+
+def answer(received: ReceivedPdu) -> bytes:
+    """What a good peer says to a PDU; nothing to an A-ABORT."""
+    if received.type == A_ASSOCIATE_RQ:
+        return GOOD_ACCEPT
+    if received.type == P_DATA_TF:
+        command = decode_command(b"".join(pdv.data for pdv in decode_pdvs(received.body)))
+        return echo_rsp(int.from_bytes(command[MESSAGE_ID], "little"))
+    return GOOD_RELEASE if received.type == A_RELEASE_RQ else b""
+
+
+class Server:
+    """One loop over all listeners and connections."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._silent: list[socket.socket] = []  # kept open
+
+    def listen(self, live: bool) -> int:
+        """Open a port; the kernel completes the connections to a silent one, and nobody ever takes them."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        if live:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ)
+        else:
+            self._silent.append(listener)
+        port: int = listener.getsockname()[1]
+        return port
+
+    def serve(self) -> None:
+        """Serve for ever."""
+        while True:
+            for key, _ in self._selector.select():
+                assert isinstance(key.fileobj, socket.socket)
+                with contextlib.suppress(BlockingIOError):
+                    if key.data is None:
+                        self._accept(key.fileobj)
+                    else:
+                        self._receive(key.fileobj, key.data)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector.register(connection, selectors.EVENT_READ, bytearray())
+
+    def _receive(self, connection: socket.socket, pending: bytearray) -> None:
+        try:
+            data = connection.recv(1 << 16)
+            pending += data
+            pdus, rest = split_pdus(bytes(pending))
+            pending[:] = rest
+            connection.sendall(b"".join(map(answer, pdus)))
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._selector.unregister(connection)
+            connection.close()
+
+
+def raise_limit() -> None:
+    """Open as many files as the system allows."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """Print the ports as JSON, then serve until standard input ends."""
+    live, silent = map(int, sys.argv[1:])
+    raise_limit()
+    server = Server()
+    print(json.dumps([server.listen(number < live) for number in range(live + silent)]), flush=True)
+    threading.Thread(target=server.serve, daemon=True).start()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
