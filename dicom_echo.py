@@ -62,31 +62,10 @@ __version__ = "0.4.0"
 __version_tuple__ = tuple(int(part) for part in __version__.split("."))
 
 __all__ = [
-    "DEFAULT_CALLED_AE_TITLE",
-    "DEFAULT_CALLING_AE_TITLE",
-    "Aborted",
-    "Address",
-    "AddressError",
-    "ConnectionLost",
-    "Counter",
-    "EchoError",
-    "EchoResult",
-    "NotSupported",
-    "Options",
-    "Peer",
-    "Phase",
-    "ProtocolError",
-    "Rejected",
-    "TLSFailed",
-    "TLSInfo",
-    "TimedOut",
-    "Unreachable",
-    "counter",
-    "parse_address",
-    "probe",
-    "probe_many",
-    "send",
-]
+    "DEFAULT_CALLED_AE_TITLE", "DEFAULT_CALLING_AE_TITLE", "Aborted", "Address", "AddressError", "ConnectionLost",
+    "Counter", "EchoError", "EchoResult", "NotSupported", "Options", "Peer", "Phase", "ProtocolError", "Rejected",
+    "TLSFailed", "TLSInfo", "TimedOut", "Unreachable", "counter", "parse_address", "probe", "probe_many", "send",
+]  # fmt: skip
 
 _log = logging.getLogger("dicom_echo")
 
