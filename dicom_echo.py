@@ -164,21 +164,14 @@ class EchoError(Exception):
             setattr(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), self.message, self.phase, self._hint, self.detail, self.facts)
+        """Make it once more for a copy or a pickle, which would lose an ``errno`` otherwise."""
+        again = functools.partial(type(self), self.message, hint=self._hint, detail=self.detail, **self.facts)
+        return again, (), {"phase": self.phase}
 
     @property
     def hint(self) -> str:
         """What to do: as told by who saw it happen, else what the phase suggests."""
         return self._hint or (self._hints.get(self.phase, "") if self.phase else "")
-
-
-def _again(
-    kind: type[EchoError], message: str, phase: Phase | None, hint: str, detail: str, facts: dict[str, object]
-) -> EchoError:
-    """Make an error once more from a copy or a pickle, which would lose an ``errno`` otherwise."""
-    error = kind(message, hint=hint, detail=detail, **facts)
-    error.phase = phase
-    return error
 
 
 class AddressError(EchoError, ValueError):
