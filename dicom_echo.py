@@ -1198,26 +1198,20 @@ _DUE = {
 # PS3.8 Table 9-21
 _REJECT_RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 _REJECT_SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
-_REJECT_REASONS = {
-    (1, 1): "no reason given",
-    (1, 2): "application context name not supported",
-    (1, 3): "calling AE title not recognized",
-    (1, 7): "called AE title not recognized",
-    (2, 1): "no reason given",
-    (2, 2): "protocol version not supported",
-    (3, 1): "temporary congestion",
-    (3, 2): "local limit exceeded",
-}
-_REJECT_HINTS = {
-    (1, 1): "the peer does not say why; often one of the two AE titles, or this host, is not known to it",
-    (2, 1): "the peer does not say why; often one of the two AE titles, or this host, is not known to it",
-    (1, 3): 'ask the administrator of the peer to register the calling AE title "{calling}" together with the address '
-    "of this host, {local}",
-    (1, 7): 'the peer does not answer to "{called}"; use the AE title that is configured on it: AE@HOST:PORT or '
-    "-aec AE (upper and lower case count)",
-    (3, 1): "the peer is out of associations for the moment: try again later",
-    (3, 2): "the peer is out of associations for the moment: try again later",
-}
+_NO_REASON = "the peer does not say why; often one of the two AE titles, or this host, is not known to it"
+_NO_ROOM = "the peer is out of associations for the moment: try again later"
+_REJECT_REASONS = {  # by source and reason: what it means, and what to do
+    (1, 1): ("no reason given", _NO_REASON),
+    (1, 2): ("application context name not supported", ""),
+    (1, 3): ("calling AE title not recognized", "ask the administrator of the peer to register the calling AE title "
+             '"{calling}" together with the address of this host, {local}'),
+    (1, 7): ("called AE title not recognized", 'the peer does not answer to "{called}"; use the AE title that is '
+             "configured on it: AE@HOST:PORT or -aec AE (upper and lower case count)"),
+    (2, 1): ("no reason given", _NO_REASON),
+    (2, 2): ("protocol version not supported", ""),
+    (3, 1): ("temporary congestion", _NO_ROOM),
+    (3, 2): ("local limit exceeded", _NO_ROOM),
+}  # fmt: skip
 
 # PS3.8 Table 9-26
 _ABORT_SOURCES = {0: "service-user", 2: "service-provider"}
@@ -1231,16 +1225,14 @@ _ABORT_REASONS = {
 }
 
 # PS3.8 Table 9-18
-_CONTEXT_RESULTS = {
-    1: "user rejection",
-    2: "no reason",
-    3: "abstract syntax not supported",
-    4: "transfer syntaxes not supported",
-}
-_CONTEXT_HINTS = {
-    3: "the peer knows the AE title but does not offer Verification to us",
-    4: "the peer offers Verification, but with none of the transfer syntaxes proposed: see --transfer-syntax",
-}
+_REFUSED = "the peer knows the AE title but refuses Verification"
+_CONTEXT_RESULTS = {  # what it means, and what to do
+    1: ("user rejection", _REFUSED),
+    2: ("no reason", _REFUSED),
+    3: ("abstract syntax not supported", "the peer knows the AE title but does not offer Verification to us"),
+    4: ("transfer syntaxes not supported", "the peer offers Verification, but with none of the transfer syntaxes "
+        "proposed: see --transfer-syntax"),
+}  # fmt: skip
 
 # How other protocols begin when they meet an A-ASSOCIATE-RQ.
 _FINGERPRINTS = {
@@ -1350,12 +1342,8 @@ class _Dialogue:
             raise ProtocolError(f"the peer accepts, but says nothing of presentation context {_CONTEXT_ID}")
         result, transfer_syntax = acceptance.contexts[_CONTEXT_ID]
         if result != 0:
-            raise NotSupported(
-                _CONTEXT_RESULTS.get(result, "reserved result"),
-                hint=_CONTEXT_HINTS.get(result, "the peer knows the AE title but refuses Verification"),
-                detail=f"presentation context result {result}",
-                result=result,
-            )
+            meaning, hint = _CONTEXT_RESULTS.get(result, ("reserved result", _REFUSED))
+            raise NotSupported(meaning, hint=hint, detail=f"presentation context result {result}", result=result)
         self._peer_max_pdu = acceptance.max_pdu or 0
         note = (
             "" if transfer_syntax in self._proposed else "the peer accepted with a transfer syntax not proposed to it"
@@ -1364,9 +1352,10 @@ class _Dialogue:
 
     def _on_reject(self, pdu: bytes) -> None:
         result, source, reason = _decode_associate_rj(pdu)
+        meaning, hint = _REJECT_REASONS.get((source, reason), ("reserved reason", ""))
         raise Rejected(
-            _REJECT_REASONS.get((source, reason), "reserved reason"),
-            hint=_REJECT_HINTS.get((source, reason), "").format(**self._names),
+            meaning,
+            hint=hint.format(**self._names),
             detail=f"{_REJECT_RESULTS.get(result, f'result {result}')}, "
             f"{_REJECT_SOURCES.get(source, f'source {source}')}, reason {reason}",
             result=result,
