@@ -1351,7 +1351,7 @@ class _Dialogue:
         return _Accepted(Peer(*acceptance[2:], acceptance.max_pdu, transfer_syntax), note)
 
     def _on_reject(self, pdu: bytes) -> None:
-        result, source, reason = _decode_associate_rj(pdu)
+        result, source, reason = _decode_refusal(pdu)
         meaning, hint = _REJECT_REASONS.get((source, reason), ("reserved reason", ""))
         raise Rejected(
             meaning,
@@ -1364,7 +1364,7 @@ class _Dialogue:
         )
 
     def _on_abort(self, pdu: bytes) -> None:
-        source, reason = _decode_abort(pdu)
+        _, source, reason = _decode_refusal(pdu)
         by_user = source == 0  # which gives no reason: the field is not significant
         unsaid = by_user or reason == 0
         raise Aborted(
@@ -1573,24 +1573,15 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[end:]
 
 
-def _decode_associate_rj(pdu: bytes) -> tuple[int, int, int]:
-    """A-ASSOCIATE-RJ (PS3.8 9.3.4): result, source, reason."""
-    from pynetdicom.pdu import A_ASSOCIATE_RJ
+def _decode_refusal(pdu: bytes) -> tuple[int, int, int]:
+    """A-ASSOCIATE-RJ (PS3.8 9.3.4) or A-ABORT (9.3.8): result, which an A-ABORT does not have, source and reason."""
+    from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
 
-    with _decoding("A-ASSOCIATE-RJ"):
-        reject = A_ASSOCIATE_RJ()
-        reject.decode(pdu)
-        return int(reject.result or 0), int(reject.source or 0), int(reject.reason_diagnostic or 0)
-
-
-def _decode_abort(pdu: bytes) -> tuple[int, int]:
-    """A-ABORT (PS3.8 9.3.8): source, reason."""
-    from pynetdicom.pdu import A_ABORT_RQ
-
-    with _decoding("A-ABORT"):
-        abort = A_ABORT_RQ()
-        abort.decode(pdu)
-        return int(abort.source or 0), int(abort.reason_diagnostic or 0)
+    with _decoding(_PDU_NAMES[pdu[0]]):
+        refusal = A_ASSOCIATE_RJ() if pdu[0] == 3 else A_ABORT_RQ()
+        refusal.decode(pdu)
+        result = refusal.result if isinstance(refusal, A_ASSOCIATE_RJ) else 0
+        return int(result or 0), int(refusal.source or 0), int(refusal.reason_diagnostic or 0)
 
 
 def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
@@ -1634,14 +1625,12 @@ def _trace(direction: str, pdu: bytes) -> None:
 
 def _describe_pdu(pdu: bytes) -> str:
     """What pynetdicom makes of a PDU; nothing if it cannot read it."""
-    import pynetdicom.pdu
+    from pynetdicom.pdu import PDU_TYPES
 
-    classes = {1: "A_ASSOCIATE_RQ", 2: "A_ASSOCIATE_AC", 3: "A_ASSOCIATE_RJ", 4: "P_DATA_TF", 5: "A_RELEASE_RQ",
-               6: "A_RELEASE_RP", 7: "A_ABORT_RQ"}  # fmt: skip
     try:
         with warnings.catch_warnings():  # of pydicom, on what the peer wrote; the dump shows it
             warnings.simplefilter("ignore")
-            decoded = getattr(pynetdicom.pdu, classes[pdu[0]])()
+            decoded = next(kind for kind, number in PDU_TYPES.items() if number == pdu[0])()
             decoded.decode(pdu)
             return _printable(str(decoded), keep="\n").rstrip("\n") + "\n"
     except Exception:  # any: see `_decoding`; here the hex dump says it all
