@@ -1337,18 +1337,15 @@ class _Dialogue:
         return TimedOut(error.message, hint="the answer stopped in the middle", timeout=error.timeout)
 
     def _on_accept(self, pdu: bytes) -> _Accepted:
-        acceptance = _decode_associate_ac(pdu)
-        if _CONTEXT_ID not in acceptance.contexts:
+        result, peer = _decode_associate_ac(pdu)
+        if result is None:
             raise ProtocolError(f"the peer accepts, but says nothing of presentation context {_CONTEXT_ID}")
-        result, transfer_syntax = acceptance.contexts[_CONTEXT_ID]
         if result != 0:
             meaning, hint = _CONTEXT_RESULTS.get(result, ("reserved result", _REFUSED))
             raise NotSupported(meaning, hint=hint, detail=f"presentation context result {result}", result=result)
-        self._peer_max_pdu = acceptance.max_pdu or 0
-        note = (
-            "" if transfer_syntax in self._proposed else "the peer accepted with a transfer syntax not proposed to it"
-        )
-        return _Accepted(Peer(*acceptance[2:], acceptance.max_pdu, transfer_syntax), note)
+        self._peer_max_pdu = peer.max_pdu or 0
+        odd = peer.transfer_syntax not in self._proposed
+        return _Accepted(peer, "the peer accepted with a transfer syntax not proposed to it" if odd else "")
 
     def _on_reject(self, pdu: bytes) -> None:
         result, source, reason = _decode_refusal(pdu)
@@ -1432,13 +1429,6 @@ def _hex(number: object) -> str:
 # The same values are the same bytes and the other way round: a fleet of like peers is encoded and decoded once.
 
 
-class _Acceptance(NamedTuple):
-    contexts: dict[int, tuple[int, str | None]]  # id: result, transfer syntax
-    max_pdu: int | None
-    implementation_class_uid: str | None
-    implementation_version_name: str | None
-
-
 class _Command(NamedTuple):
     """What a peer put into its command set; it may be anything."""
 
@@ -1517,8 +1507,8 @@ def _decoding(what: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=16)
-def _decode_associate_ac(pdu: bytes) -> _Acceptance:
-    """A-ASSOCIATE-AC (PS3.8 9.3.3)."""
+def _decode_associate_ac(pdu: bytes) -> tuple[int | None, Peer]:
+    """A-ASSOCIATE-AC (PS3.8 9.3.3): the result of our presentation context, None without one, and the peer."""
     from pynetdicom.pdu import A_ASSOCIATE_AC
 
     with _decoding("A-ASSOCIATE-AC"):
@@ -1527,15 +1517,12 @@ def _decode_associate_ac(pdu: bytes) -> _Acceptance:
         }
         accept = A_ASSOCIATE_AC()
         accept.decode(_only_what_counts(pdu, user_information.get(0x51, b"")))
-        contexts: dict[int, tuple[int, str | None]] = {}
-        for context in accept.presentation_context:
-            uid = None if context.transfer_syntax is None else str(context.transfer_syntax)
-            contexts.setdefault(context.presentation_context_id or 0, (context.result or 0, uid))
-        return _Acceptance(
-            contexts,
-            accept.user_information.maximum_length if accept.user_information else None,
+        ours = next((each for each in accept.presentation_context if each.presentation_context_id == _CONTEXT_ID), None)
+        return None if ours is None else ours.result or 0, Peer(
             _text(user_information.get(0x52)),
             _text(user_information.get(0x55)),
+            accept.user_information.maximum_length if accept.user_information else None,
+            str(ours.transfer_syntax) if ours and ours.transfer_syntax is not None else None,
         )
 
 
