@@ -101,7 +101,7 @@ _IMPLEMENTATION_CLASS_UID = "2.25.233710274061387460427214318917360127505"
 _IMPLEMENTATION_VERSION_NAME = f"DICOM_ECHO_{__version__.replace('.', '')}"
 
 # A peer says how long its PDU is before it sends it: nothing that an echo needs comes near this.
-_MAX_PDU_LENGTH = 1 << 20
+_MAX_PDU_LENGTH = 1 << 17  # more would take seconds to decode, which no deadline can interrupt
 _MAX_COMMAND_LENGTH = 1 << 16
 
 
@@ -1552,12 +1552,13 @@ def _text(sub_item: bytes | None) -> str | None:
 
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Split variable items by their headers: type, reserved, length in two bytes (PS3.8 9.3.2.1)."""
-    while data:
-        end = 4 + int.from_bytes(data[2:4], "big")
+    start = 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start + 2 : start + 4], "big")
         if end > len(data):
             raise ValueError("an item is longer than what holds it")
-        yield data[0], data[:end]
-        data = data[end:]
+        yield data[start], data[start:end]
+        start = end
 
 
 def _decode_refusal(pdu: bytes) -> tuple[int, int, int]:
