@@ -51,7 +51,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TextIO, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     import ssl
@@ -694,6 +694,7 @@ class _Request:
     address: Address
     called_ae_title: str
     calling_ae_title: str
+    label: str | None = None  # what a targets file calls the peer
     timeout: float = _DEFAULT_TIMEOUT
     family: int = socket.AF_UNSPEC
     source: str | None = None
@@ -737,6 +738,7 @@ class _Request:
 
     @property
     def endpoint(self) -> tuple[str, int]:
+        """Host and port, which are never asked twice at the same time."""
         return self.address.host.casefold(), self.port
 
     @property
@@ -1651,18 +1653,6 @@ class _Plan:
     wait: float | None = None
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A peer to ask, with the label that it has in the file."""
-
-    request: _Request
-    label: str | None = None
-
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        return self.request.endpoint
-
-
 class _Statistics:
     """What echoes add up to; takes the same memory for any number of them."""
 
@@ -1706,7 +1696,7 @@ class _Statistics:
 class _Echoed(NamedTuple):
     """An echo of a campaign: its target, its result, and what the echoes to that target add up to so far."""
 
-    target: _Target
+    target: _Request
     result: EchoResult
     statistics: _Statistics
 
@@ -1714,15 +1704,15 @@ class _Echoed(NamedTuple):
 class _Finished(NamedTuple):
     """No more echoes to this target."""
 
-    target: _Target
+    target: _Request
 
 
-def _campaign(targets: Sequence[_Target], plan: _Plan, jobs: int) -> Generator[_Echoed | _Finished, None, None]:
+def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> Generator[_Echoed | _Finished, None, None]:
     """Ask each target by the plan; one alone without a thread."""
 
-    def ask(target: _Target, stop: _Stop) -> Generator[_Echoed, None, None]:
+    def ask(target: _Request, stop: _Stop) -> Generator[_Echoed, None, None]:
         statistics = _Statistics()
-        with contextlib.closing(_rounds(target.request, plan, stop)) as results:
+        with contextlib.closing(_rounds(target, plan, stop)) as results:
             for result in results:
                 statistics.add(result)
                 yield _Echoed(target, result, statistics)
@@ -1816,24 +1806,15 @@ class _Reused:
         return journal.result
 
 
-class _Job(Protocol):
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        """Host and port, which are never asked twice at the same time."""
-
-
-_J = TypeVar("_J", bound=_Job)
-
-
-class _Turns(Generic[_J]):
+class _Turns:
     """Hands out jobs; one whose endpoint is busy has to wait for its turn."""
 
-    def __init__(self, jobs: Iterable[_J]) -> None:
+    def __init__(self, jobs: Iterable[_Request]) -> None:
         self._jobs = iter(jobs)
-        self._waiting: dict[tuple[str, int], deque[_J]] = {}  # behind each busy endpoint
-        self._ready: deque[_J] = deque()
+        self._waiting: dict[tuple[str, int], deque[_Request]] = {}  # behind each busy endpoint
+        self._ready: deque[_Request] = deque()
 
-    def take(self) -> _J | None:
+    def take(self) -> _Request | None:
         if self._ready:
             return self._ready.popleft()
         while sum(map(len, self._waiting.values())) < _READ_AHEAD and (job := next(self._jobs, None)) is not None:
@@ -1843,7 +1824,7 @@ class _Turns(Generic[_J]):
             self._waiting[job.endpoint].append(job)
         return None
 
-    def done(self, job: _J) -> None:
+    def done(self, job: _Request) -> None:
         if self._waiting[job.endpoint]:
             self._ready.append(self._waiting[job.endpoint].popleft())
         else:
@@ -1851,15 +1832,15 @@ class _Turns(Generic[_J]):
 
 
 def _in_parallel(
-    jobs: Iterable[_J], work: Callable[[_J, _Stop], Generator[_T, None, None]], at_once: int
-) -> Generator[tuple[_J, _T | None], None, None]:
+    jobs: Iterable[_Request], work: Callable[[_Request, _Stop], Generator[_T, None, None]], at_once: int
+) -> Generator[tuple[_Request, _T | None], None, None]:
     """Do jobs in threads; yield what comes of each as it comes, and None when the job is done.
 
     Jobs are handed out as outcomes are taken, so those that are done take no memory. Closed early, this ends all
     threads before it returns.
     """
-    tasks: queue.SimpleQueue[_J | None] = queue.SimpleQueue()
-    outcomes: queue.SimpleQueue[tuple[_J, _T | BaseException | None]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[tuple[_Request, _T | BaseException | None]] = queue.SimpleQueue()
     stop, turns, threads, running = _Stop(), _Turns(jobs), list[threading.Thread](), 0
 
     def serve() -> None:
@@ -1926,7 +1907,7 @@ class _Report:
         """Lines on one echo."""
         yield from ()
 
-    def finished(self, target: _Target) -> Iterator[str]:
+    def finished(self, target: _Request) -> Iterator[str]:
         """Lines on a target when all its echoes are done."""
         yield from ()
 
@@ -1983,10 +1964,10 @@ class _Single(_Report):
 class _Repeated(_Single):
     """Text on many echoes to one target, as ping has it."""
 
-    def __init__(self, style: _Style, verbose: bool, target: _Target) -> None:
+    def __init__(self, style: _Style, verbose: bool, target: _Request) -> None:
         super().__init__(style, verbose)
-        self._title = target.request.target
-        self._calling = target.request.calling_ae_title
+        self._title = target.target
+        self._calling = target.calling_ae_title
         self._begun = time.monotonic()
 
     def opening(self) -> Iterator[str]:
@@ -2016,11 +1997,11 @@ class _Repeated(_Single):
 class _Table(_Single):
     """Text on many targets: a row for each as it finishes, then totals."""
 
-    def __init__(self, style: _Style, verbose: bool, targets: Sequence[_Target], repeated: bool) -> None:
+    def __init__(self, style: _Style, verbose: bool, targets: Sequence[_Request], repeated: bool) -> None:
         super().__init__(style, verbose)
         self._repeated = repeated
         self._last: dict[tuple[str, int], _Echoed] = {}  # of the targets under way
-        target = max(_columns(t.request.target) for t in targets)
+        target = max(_columns(t.target) for t in targets)
         label = max(_columns(_printable(t.label or "")) for t in targets)
         self._widths = _fit(target, label, 40 if repeated else 12, style.width)
 
@@ -2028,7 +2009,7 @@ class _Table(_Single):
         self._last[event.target.endpoint] = event
         yield from ()
 
-    def finished(self, target: _Target) -> Iterator[str]:
+    def finished(self, target: _Request) -> Iterator[str]:
         event = self._last.pop(target.endpoint)
         yield self._row(event)
         if self._verbose:
@@ -2288,7 +2269,7 @@ class _Last(_Report):
         self._open[event.target.endpoint] = event
         yield from ()
 
-    def finished(self, target: _Target) -> Iterator[str]:
+    def finished(self, target: _Request) -> Iterator[str]:
         self._ended.append(self._open.pop(target.endpoint))
         yield from ()
 
@@ -2329,7 +2310,7 @@ class _Nagios(_Last):
         if not event.statistics.succeeded:
             return []
         limits = ";".join("" if limit is None else _decimal(limit / 1000) for limit in self._thresholds)
-        return [f"{label}={event.statistics.average:.4f}s;{limits};0;{_decimal(event.target.request.timeout)}"]
+        return [f"{label}={event.statistics.average:.4f}s;{limits};0;{_decimal(event.target.timeout)}"]
 
     def closing(self, all_echoes: _Statistics) -> Iterator[str]:
         if self.state is _State.UNKNOWN:
@@ -2660,7 +2641,7 @@ def _style(choice: str, stream: TextIO) -> _Style:
     return _Style(colour, True, width)
 
 
-def _report(args: argparse.Namespace, targets: Sequence[_Target], stream: TextIO) -> _Report:
+def _report(args: argparse.Namespace, targets: Sequence[_Request], stream: TextIO) -> _Report:
     """The format asked for."""
     repeated = args.count != 1
     if args.quiet:
@@ -2677,10 +2658,11 @@ def _report(args: argparse.Namespace, targets: Sequence[_Target], stream: TextIO
     return _Repeated(style, verbose, targets[0]) if repeated else _Single(style, verbose)
 
 
-def _targets(args: argparse.Namespace, options: Options) -> list[_Target]:
+def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
     """All peers of the command line and of the files; all that is wrong with a file at once."""
     labelled = [(host, None) for host in args.hosts] + [each for file in args.targets for each in _read_targets(file)]
-    return [_Target(_Request.make(host, args.called, args.calling, **options), label) for host, label in labelled]
+    made = ((_Request.make(host, args.called, args.calling, **options), label) for host, label in labelled)
+    return [replace(request, label=label) if label else request for request, label in made]
 
 
 def _read_targets(file: str) -> list[tuple[Address, str | None]]:
