@@ -1732,9 +1732,12 @@ def _rounds(request: _Request, plan: _Plan, stop: _Stop) -> Generator[EchoResult
     if plan.wait is not None:
         yield _wait_for_success(request, ids, plan.wait, stop)
         return
-    with _Reused(request) if plan.reuse else contextlib.nullcontext(_probe_anew(request)) as echo:
-        for _ in _slots(plan.count, plan.interval, stop):
-            yield echo(next(ids), _Deadline(request.timeout, stop))
+    slots = _slots(plan.count, plan.interval, stop)
+    if plan.reuse:
+        yield from _over_one_association(request, ids, slots, stop)
+        return
+    for _ in slots:
+        yield _probe(request, next(ids), _Deadline(request.timeout, stop))
 
 
 def _message_ids(first: int) -> Iterator[int]:
@@ -1770,40 +1773,31 @@ def _wait_for_success(request: _Request, ids: Iterator[int], seconds: float, sto
         delay = min(delay * 1.5, _LAST_RETRY)
 
 
-def _probe_anew(request: _Request) -> Callable[[int, _Deadline], EchoResult]:
-    return functools.partial(_probe, request)
-
-
-class _Reused:
+def _over_one_association(
+    request: _Request, ids: Iterator[int], slots: Iterator[int], stop: _Stop
+) -> Generator[EchoResult, None, None]:
     """Echoes over one association; when the peer ends it, that is reported and the next echo opens one anew."""
-
-    def __init__(self, request: _Request) -> None:
-        self._request = request
-        self._association: _Association | None = None
-
-    def __enter__(self) -> Callable[[int, _Deadline], EchoResult]:
-        return self._echo
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if self._association:
-            if error is None:
-                self._association.release(_Journal(self._request, 0))
-            self._association.__exit__(None, error, None)
-
-    def _echo(self, message_id: int, deadline: _Deadline) -> EchoResult:
-        journal = _Journal(self._request, message_id)
-        try:
-            if self._association:
-                self._association.resume(journal, deadline)
-            else:
-                self._association = _Association(self._request, journal, deadline)
-            self._association.echo(journal)
-        except EchoError as error:
-            journal.write(error=error)
-            if self._association:
-                self._association.__exit__(None, error, None)
-                self._association = None
-        return journal.result
+    association: _Association | None = None
+    try:
+        for _ in slots:
+            journal, deadline = _Journal(request, next(ids)), _Deadline(request.timeout, stop)
+            try:
+                if association:
+                    association.resume(journal, deadline)
+                else:
+                    association = _Association(request, journal, deadline)
+                association.echo(journal)
+            except EchoError as error:
+                journal.write(error=error)
+                if association:
+                    association.__exit__(None, error, None)
+                    association = None
+            yield journal.result
+        if association:
+            association.release(_Journal(request, 0))
+    finally:
+        if association:
+            association.__exit__(*sys.exc_info())
 
 
 class _Turns:
