@@ -875,7 +875,7 @@ class _Stop:
         self._event.set()
         with self._lock:
             for sock in self._sockets:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # not connected yet: see where it is called again
                     sock.shutdown(socket.SHUT_RDWR)
 
 
@@ -1756,7 +1756,7 @@ def _slots(count: int, interval: float, stop: _Stop) -> Iterator[int]:
     for number in itertools.count() if count == 0 else range(count):
         if number:
             elapsed = time.monotonic() - start
-            slot = max(slot + 1, math.ceil(elapsed / interval) if interval else 0)
+            slot = max(slot + 1, math.ceil(elapsed / interval) if interval > 1e-9 else 0)
             if stop.pause(max(0.0, slot * interval - elapsed)):
                 return
         yield number
@@ -1851,8 +1851,9 @@ def _in_parallel(
         while True:
             while running < at_once and (job := turns.take()) is not None:
                 if running == len(threads):
-                    threads.append(threading.Thread(target=serve, name="dicom-echo", daemon=True))
-                    threads[-1].start()
+                    thread = threading.Thread(target=serve, name="dicom-echo", daemon=True)
+                    thread.start()
+                    threads.append(thread)
                 tasks.put(job)
                 running += 1
             if not running:
@@ -1865,11 +1866,12 @@ def _in_parallel(
                 running -= 1
             yield job, outcome
     finally:
-        stop.now()
         for _ in threads:
             tasks.put(None)
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                stop.now()  # again and again: a thread that was about to connect has not heard it
+                thread.join(0.1)
 
 
 def _patiently(outcomes: queue.SimpleQueue[_T]) -> _T:
@@ -2469,7 +2471,7 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
             number = kind(text)
         except ValueError:
             number = math.nan
-        if not low <= number <= high or math.isinf(number):
+        if not low <= number <= high or number == math.inf:  # `isinf` fails on whole numbers of 310 digits
             what = "whole number" if kind is int else "number"
             upper = "" if high == math.inf else f" and at most {high:.0f}"
             raise ValueError(f"{text!r} is not a {what} of at least {low:g}{upper}")
