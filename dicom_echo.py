@@ -332,10 +332,6 @@ def _is_ipv6(host: str) -> bool:
     return True
 
 
-def _is_literal(host: str) -> bool:
-    return _is_ipv6(host) or bool(re.fullmatch(r"[0-9.]+", host))
-
-
 def _port(text: str) -> int:
     if not text:
         raise _wrong("the port after the colon is missing")
@@ -846,7 +842,9 @@ class _Association:
 
     def _hang_up(self, error: BaseException | None) -> None:
         over = error is None or isinstance(error, (Rejected, Aborted, ConnectionLost))
-        self._wire.hang_up(b"" if over else _encode_abort())
+        last_words = b"" if over else _encode_abort()
+        _trace("sent", last_words)
+        self._wire.hang_up(last_words)
 
 
 # -- 6. wire -----------------------------------------------------------------------------------------------------------
@@ -944,7 +942,6 @@ class _Wire:
         with contextlib.suppress(OSError):
             self._socket.setblocking(False)
             if last_words:
-                _trace("sent", last_words)
                 self._socket.send(last_words)
         self._socket.close()
 
@@ -989,7 +986,7 @@ def _resolve(host: str, port: int, family: int, deadline: _Deadline) -> list[_Ca
     except (OSError, UnicodeError) as error:
         if isinstance(error, TimedOut):
             raise
-        if family and _is_literal(host):
+        if family and re.fullmatch(r"[0-9.]+|.*:.*", host):
             raise Unreachable("the host is an address of the other family", hint="leave out -4, -6, --source") from None
         hint = "check the spelling and the name server" + (", or leave out -4 and -6" if family else "")
         raise Unreachable("name not resolved", hint=hint, detail=_reason(error)) from error
@@ -1608,8 +1605,8 @@ def _decode_command(command: bytes) -> _Command:
 
 def _trace(direction: str, pdu: bytes) -> None:
     """Log a PDU, decoded and as hex, where somebody listens."""
-    if _log.isEnabledFor(logging.DEBUG):
-        name = _PDU_NAMES.get(pdu[0], "not DICOM") if pdu else ""
+    if pdu and _log.isEnabledFor(logging.DEBUG):
+        name = _PDU_NAMES.get(pdu[0], "not DICOM")
         _log.debug("%s %s, %d bytes\n%s%s", direction, name, len(pdu), _describe_pdu(pdu), _hexdump(pdu))
 
 
