@@ -2762,11 +2762,8 @@ class _Conductor:
         self._show_progress = show_progress and targets > 1 and bool(sys.stderr and sys.stderr.isatty())
 
     def conduct(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
-        try:
-            self._follow(events)
-            self._print(self._report.closing(self._everything))
-        except OSError as error:  # everything else that may fail is in a result
-            self.code = max(self.code, _give_up_output(error))
+        self._follow(events)
+        self._print(self._report.closing(self._everything))
 
     def _follow(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         try:
@@ -2805,7 +2802,8 @@ def _give_up_output(error: OSError) -> _Exit:
 
     Python would complain of it at its exit.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:  # a process may be started without
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return _Exit.OK
     _complain(f"cannot write the results: {_reason(error)}")
@@ -2906,7 +2904,11 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
         report = _report(args, targets, stream)
         conductor = _Conductor(report, stream, len(targets), not args.quiet, signals)
         plan = _Plan(args.id, args.count, args.interval, args.reuse, args.wait)
-        conductor.conduct(_campaign(targets, plan, args.jobs))
+        try:
+            with stack.pop_all():  # the end of the output may fail as its lines may
+                conductor.conduct(_campaign(targets, plan, args.jobs))
+        except OSError as error:  # everything else that may fail is in a result
+            conductor.code = max(conductor.code, _give_up_output(error))
     return report.state if isinstance(report, _Nagios) else conductor.code
 
 
