@@ -489,36 +489,6 @@ class EchoResult:
         self.__dict__.update(state, timings=MappingProxyType(state["timings"]))
 
 
-class _Journal:
-    """The result of an echo while it grows."""
-
-    def __init__(self, request: _Request, message_id: int) -> None:
-        self.result = EchoResult(
-            request.address, request.port, request.called_ae_title, request.calling_ae_title, message_id,
-            datetime.now(timezone.utc),
-        )  # fmt: skip
-
-    def write(self, **seen: object) -> None:
-        """Add to the result what its attributes name."""
-        self.result = replace(self.result, **seen)  # type: ignore[arg-type]  # a wrong name or type fails the tests
-
-    def note(self, text: str) -> None:
-        self.write(notes=(*self.result.notes, text))
-
-    @contextlib.contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
-        """Time a phase, and mark with it what goes wrong within."""
-        start = time.perf_counter()
-        try:
-            yield
-        except EchoError as error:
-            error.phase = phase
-            raise
-        finally:
-            took = time.perf_counter() - start
-            self.write(timings=MappingProxyType({**self.result.timings, phase: took}))
-
-
 # -- 5. verbs ----------------------------------------------------------------------------------------------------------
 
 
@@ -750,17 +720,6 @@ def _take_message_id(message_id: int | Counter) -> int:
     return number
 
 
-def _check_source(source: str, family: int) -> int:
-    """Return the address family of a local IP address to connect from."""
-    try:
-        own = socket.getaddrinfo(source, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
-        with socket.socket(own[0]) as trial:
-            trial.bind(own[4])
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"source must be an IP address of this host, not {source!r}: {_reason(error)}") from error
-    return own[0]
-
-
 def _transfer_syntax(name: str) -> str:
     uid = _TRANSFER_SYNTAXES.get(name, name)
     if not isinstance(uid, str) or not _UID.fullmatch(uid):
@@ -908,6 +867,36 @@ class _Deadline:
         self._end += time.monotonic() - start
 
 
+class _Journal:
+    """The result of an echo while it grows."""
+
+    def __init__(self, request: _Request, message_id: int) -> None:
+        self.result = EchoResult(
+            request.address, request.port, request.called_ae_title, request.calling_ae_title, message_id,
+            datetime.now(timezone.utc),
+        )  # fmt: skip
+
+    def write(self, **seen: object) -> None:
+        """Add to the result what its attributes name."""
+        self.result = replace(self.result, **seen)  # type: ignore[arg-type]  # a wrong name or type fails the tests
+
+    def note(self, text: str) -> None:
+        self.write(notes=(*self.result.notes, text))
+
+    @contextlib.contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Time a phase, and mark with it what goes wrong within."""
+        start = time.perf_counter()
+        try:
+            yield
+        except EchoError as error:
+            error.phase = phase
+            raise
+        finally:
+            took = time.perf_counter() - start
+            self.write(timings=MappingProxyType({**self.result.timings, phase: took}))
+
+
 class _Wire:
     """A connected socket that takes no longer than its deadline."""
 
@@ -1014,6 +1003,17 @@ def _bounded(look_up: Callable[[], _T], deadline: _Deadline) -> _T:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+def _check_source(source: str, family: int) -> int:
+    """Return the address family of a local IP address to connect from."""
+    try:
+        own = socket.getaddrinfo(source, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+        with socket.socket(own[0]) as trial:
+            trial.bind(own[4])
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"source must be an IP address of this host, not {source!r}: {_reason(error)}") from error
+    return own[0]
 
 
 class _Failure(NamedTuple):
