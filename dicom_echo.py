@@ -951,7 +951,7 @@ def _connect(request: _Request, journal: _Journal, deadline: _Deadline) -> _Wire
         candidates = _resolve(request.address.host, request.port, request.family, deadline)
     with journal.phase(Phase.connect):
         sock = _connect_any(candidates, request.source, deadline, journal)
-    journal.write(local=_endpoint(sock.getsockname()))
+    journal.write(local=_host_port(*sock.getsockname()[:2]))
     if request.tls:
         with journal.phase(Phase.tls):
             sock = _start_tls(sock, request.tls, request.server_hostname or request.address.host, deadline)
@@ -1035,7 +1035,7 @@ def _connect_any(
     """Connect to the first that answers. Each gets a fair share of the time, so that every one is tried."""
     failures: list[_Failure] = []
     for number, candidate in enumerate(candidates):
-        remote = _endpoint(candidate.sockaddr)
+        remote = _host_port(*candidate.sockaddr[:2])
         journal.write(remote=remote)
         share = deadline.left() / (len(candidates) - number)
         try:
@@ -1085,10 +1085,6 @@ def _reason(error: BaseException) -> str:
         return "timed out"
     words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return words[:1].lower() + words[1:]
-
-
-def _endpoint(sockaddr: tuple[Any, ...]) -> str:
-    return _host_port(sockaddr[0], sockaddr[1])
 
 
 def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str, deadline: _Deadline) -> ssl.SSLSocket:
@@ -2162,6 +2158,9 @@ def _syntax_name(uid: str | None) -> str:
     return f"{names[uid]} ({uid})" if uid in names else _printable(str(uid))
 
 
+_LIKE_NAMED = ["local", "remote", "called_ae_title", "calling_ae_title", "message_id", "ok", "status", "status_text"]
+
+
 class _JSONLines(_Report):
     """One JSON object for each echo, and for several a summary at the end."""
 
@@ -2179,14 +2178,7 @@ class _JSONLines(_Report):
                 "label": event.target.label,
                 "host": result.address.host,
                 "port": result.port,
-                "local": result.local,
-                "remote": result.remote,
-                "called_ae_title": result.called_ae_title,
-                "calling_ae_title": result.calling_ae_title,
-                "message_id": result.message_id,
-                "ok": result.ok,
-                "status": result.status,
-                "status_text": result.status_text,
+                **{name: getattr(result, name) for name in _LIKE_NAMED},
                 "phases_ms": {phase: _milliseconds(seconds) for phase, seconds in result.timings.items()},
                 "total_ms": _milliseconds(result.total),
                 "peer": result.peer and vars(result.peer),
@@ -2217,14 +2209,8 @@ class _JSONLines(_Report):
 
 
 def _json_error(error: EchoError) -> dict[str, object]:
-    return {
-        "kind": error.kind,
-        "phase": error.phase,
-        "message": error.message,
-        "hint": error.hint,
-        "detail": error.detail,
-        **error.facts,
-    }
+    said = {name: getattr(error, name) for name in ("kind", "phase", "message", "hint", "detail")}
+    return said | error.facts
 
 
 def _iso(moment: datetime | None) -> str | None:
@@ -2403,7 +2389,7 @@ def _listener() -> Iterator[str]:
     if server is None:
         raise AssertionError("a server that does not block is returned")
     try:
-        yield f"{DEFAULT_CALLED_AE_TITLE}@{_endpoint(server.server_address)}"
+        yield f"{DEFAULT_CALLED_AE_TITLE}@{_host_port(*server.server_address[:2])}"
     finally:
         server.shutdown()
 
