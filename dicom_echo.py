@@ -1845,8 +1845,13 @@ def _in_parallel(
             while running < at_once and (job := turns.take()) is not None:
                 if running == len(threads):
                     thread = threading.Thread(target=serve, name="dicom-echo", daemon=True)
-                    thread.start()
-                    threads.append(thread)
+                    try:
+                        thread.start()
+                        threads.append(thread)
+                    except RuntimeError:  # the system has no more of them: those that run do it all
+                        if not threads:
+                            raise
+                        at_once = running + 1
                 tasks.put(job)
                 running += 1
             if not running:
