@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import enum
 import functools
+import importlib.util
 import io
 import ipaddress
 import itertools
@@ -315,6 +316,8 @@ def _split_port(text: str) -> tuple[str, str | None]:
         return host, rest[1:] if rest else None
     if _is_ipv6(text):
         return text, None
+    if "://" in text:
+        raise _wrong(f'"{text}" is a URL, not a host and a port')
     if text.count(":") > 1:
         raise _wrong(f'"{text}" has several colons but is not an IPv6 address (which stands in brackets before a port)')
     host, colon, port = text.partition(":")
@@ -345,6 +348,8 @@ def _port(text: str) -> int:
 def _check_host(host: str) -> str:
     if not host:
         raise _wrong("the host is missing")
+    if host.isdecimal():
+        raise _wrong(f'"{host}" is no host; a port stands behind its host and a colon')
     if re.fullmatch(r"[0-9.]+", host):
         try:
             ipaddress.IPv4Address(host)
@@ -740,6 +745,7 @@ class _Association:
         try:
             # Loading the codec is our own slowness: neither the peer's time nor the caller's limit pays for it.
             with deadline.paused():
+                _load_codec()
                 self._dialogue = _Dialogue(request, journal.result.local)
         except BaseException:
             self._wire.hang_up(b"")
@@ -966,7 +972,8 @@ class _Candidate(NamedTuple):
 
 def _resolve(host: str, port: int, family: int, deadline: _Deadline) -> list[_Candidate]:
     """All addresses of a host, in the order in which the system would try them."""
-    look_up = functools.partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+    name = host.encode() if host.isascii() else host  # bytes spare us the import of the codec for other names
+    look_up = functools.partial(socket.getaddrinfo, name, port, family, socket.SOCK_STREAM)
     try:
         try:
             found = look_up(flags=socket.AI_NUMERICHOST)
@@ -1433,6 +1440,13 @@ class _Command(NamedTuple):
     comment: str
 
 
+@functools.cache
+def _load_codec() -> None:
+    """Encode and decode once: much of pydicom is imported only then, and that time is not the peer's."""
+    for _, _, command in _decode_p_data(_encode_c_echo_rq(0, 0)):
+        _decode_command(command)
+
+
 @functools.lru_cache(maxsize=64)
 def _encode_associate_rq(called: str, calling: str, max_pdu: int, transfer_syntaxes: tuple[str, ...]) -> bytes:
     """A-ASSOCIATE-RQ (PS3.8 9.3.2) that proposes Verification in one presentation context."""
@@ -1615,9 +1629,19 @@ def _describe_pdu(pdu: bytes) -> str:
             warnings.simplefilter("ignore")
             decoded = next(kind for kind, number in PDU_TYPES.items() if number == pdu[0])()
             decoded.decode(pdu)
-            return _printable(str(decoded), keep="\n").rstrip("\n") + "\n"
+            command = _describe_command(decoded.to_primitive()) if pdu[0] == 4 else ""
+            return _printable(str(decoded).rstrip("\n") + "\n" + command, keep="\n")
     except Exception:  # any: see `_decoding`; here the hex dump says it all
         return ""
+
+
+def _describe_command(data: Any) -> str:
+    """The command set that ends in this P-DATA, element by element; nothing if it began in another."""
+    from pynetdicom.dimse_messages import DIMSEMessage
+
+    message = DIMSEMessage()
+    message.decode_msg(data)
+    return f"{message.command_set}\n" if message.command_set else ""
 
 
 def _hexdump(data: bytes) -> str:
@@ -1758,12 +1782,15 @@ def _slots(count: int, interval: float, stop: _Stop) -> Iterator[int]:
 def _wait_for_success(request: _Request, ids: Iterator[int], seconds: float, stop: _Stop) -> EchoResult:
     """Try again, ever more slowly, until Success or until the time is up; what the last try showed counts."""
     end, delay = time.monotonic() + seconds, _FIRST_RETRY
-    while True:
+    for tries in itertools.count(1):
         left = max(end - time.monotonic(), _FIRST_RETRY)
         result = _probe(request, next(ids), _Deadline(min(request.timeout, left), stop))
-        if result.ok or time.monotonic() + delay >= end or stop.pause(delay):
-            return result
+        if result.ok:
+            break
+        if time.monotonic() + delay >= end or stop.pause(delay):
+            return replace(result, notes=(*result.notes, f"gave up after {tries} tries"))
         delay = min(delay * 1.5, _LAST_RETRY)
+    return result
 
 
 def _over_one_association(
@@ -1945,14 +1972,14 @@ class _Single(_Report):
     def echoed(self, event: _Echoed) -> Iterator[str]:
         yield _headline(event.result, self._style)
         yield from _circumstances(event.result)
+        if not (event.result.ok or self._verbose):
+            yield from _notes(event.result)  # such as what the peer has to say about its refusal
         yield from self._details(event.result)
 
     def _details(self, result: EchoResult) -> Iterator[str]:
         if self._verbose:
             yield from _timeline(result, self._style)
             yield from _particulars(result)
-        elif result.status:
-            yield from _notes(result)  # what the peer has to say about its refusal
 
 
 class _Repeated(_Single):
@@ -2139,8 +2166,10 @@ def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
 
 def _particulars(result: EchoResult) -> Iterator[str]:
     """What was really used, and what the peer said of itself."""
-    yield f"   from      {result.calling_ae_title} at {result.local or 'no address yet'}"
-    yield f"   to        {result.called_ae_title} at {result.remote or 'no address yet'}"
+    if result.local:
+        yield f"   from      {result.calling_ae_title} at {result.local}"
+    if result.remote:
+        yield f"   to        {result.called_ae_title} at {result.remote}"
     yield f"   message   id {result.message_id}"
     if said := result.peer:
         name, uid = said.implementation_version_name, said.implementation_class_uid
@@ -2189,7 +2218,7 @@ class _JSONLines(_Report):
                 "peer": result.peer and vars(result.peer),
                 "tls": tls and {**vars(tls), "certificate_expiry": _iso(tls.certificate_expiry)},
                 "notes": result.notes,
-                "error": result.error and _json_error(result.error),
+                "error": _json_error(result),
             }
         )
 
@@ -2213,9 +2242,21 @@ class _JSONLines(_Report):
         )
 
 
-def _json_error(error: EchoError) -> dict[str, object]:
-    said = {name: getattr(error, name) for name in ("kind", "phase", "message", "hint", "detail")}
-    return said | error.facts
+def _json_error(result: EchoResult) -> dict[str, object] | None:
+    if result.error:
+        said = {name: getattr(result.error, name) for name in ("kind", "phase", "message", "hint", "detail")}
+        return said | result.error.facts
+    if result.ok:
+        return None
+    message = f"{_hex(result.status)}, {result.status_text}"
+    return {
+        "kind": "status",
+        "phase": Phase.echo,
+        "message": message,
+        "hint": "",
+        "detail": "",
+        "status": result.status,
+    }
 
 
 def _iso(moment: datetime | None) -> str | None:
@@ -2342,7 +2383,7 @@ class _Prometheus(_Last):
         results = {(e.result.target, e.result.calling_ae_title): e.result for e in [*self._ended, *self._open.values()]}
         for name, explanation, samples in _METRICS:
             rows = [
-                f"{name}{{{_labels(result, extra)}}} {value:.10g}"
+                f"{name}{{{_labels(result, extra)}}} {_decimal(value)}"
                 for result in results.values()
                 for extra, value in samples(result).items()
             ]
@@ -2404,7 +2445,8 @@ def _listener() -> Iterator[str]:
 _DESCRIPTION = "Ask DICOM nodes whether they answer: send a C-ECHO (PS3.7 9.1.5) and say what happened."
 _EPILOG = (
     "exit codes: 0 every echo was answered with Success; 1 a peer answered, but not with Success; "
-    "2 the command line is wrong, nothing was sent; 3 no answer (name, network, TLS, time); 130 interrupted"
+    "2 the command line is wrong, nothing was sent; 3 no answer (name, network, TLS, time); 130 interrupted; "
+    "143 terminated. With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN"
 )
 
 
@@ -2535,7 +2577,7 @@ def _other_options(add: Callable[..., None], _group: argparse._ArgumentGroup) ->
 
 
 def _arguments(_add: Callable[..., None], group: argparse._ArgumentGroup) -> None:
-    group.add_argument("hosts", metavar="HOST", nargs="*", type=_argument(parse_address),
+    group.add_argument("hosts", metavar="HOST", nargs="*",
                        help="[AE-TITLE@]HOST[:PORT]: a name, an IPv4 address or [IPv6]; "
                             "without PORT it is 104, or 2762 with --tls")
 # fmt: on
@@ -2606,7 +2648,8 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
             context.load_cert_chain(args.cert, args.key)
     except OSError as error:
         files = ", ".join(file for file in (args.cacert, args.cert, args.key) if file)
-        raise ValueError(f"cannot use {files}: {_reason(error)}") from None
+        why = "what is wanted in PEM is not in it" if isinstance(error, ssl.SSLError) else _reason(error)
+        raise ValueError(f"cannot use {files}: {why}") from None
     return context
 
 
@@ -2644,7 +2687,11 @@ def _report(args: argparse.Namespace, targets: Sequence[_Request], stream: TextI
 
 def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
     """All peers of the command line and of the files; all that is wrong with a file at once."""
-    labelled = [(host, None) for host in args.hosts] + [each for file in args.targets for each in _read_targets(file)]
+    try:
+        labelled: list[tuple[Address, str | None]] = [(parse_address(host), None) for host in args.hosts]
+    except AddressError as error:
+        raise ValueError(f"argument HOST: {error}") from None
+    labelled += [each for file in args.targets for each in _read_targets(file)]
     made = ((_Request.make(host, args.called, args.calling, **options), label) for host, label in labelled)
     return [replace(request, label=label) if label else request for request, label in made]
 
@@ -2705,7 +2752,7 @@ def _check(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _output(file: str | None) -> Iterator[TextIO]:
     """Standard output, or a new file that takes the place of the old one when it is whole."""
-    if file is None:
+    if file is None or file == "-":
         yield sys.stdout or io.StringIO()  # a process may be started without
         return
     final = Path(file).resolve()
@@ -2883,10 +2930,12 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
         return _Exit.OK
     with contextlib.ExitStack() as stack:
         try:
+            if importlib.util.find_spec("pynetdicom") is None:
+                raise ValueError("pynetdicom is not installed: pip install pynetdicom, or use dicom-echo.pyz")
             _check(args)
             options = _options(args)
             if args.self_test:
-                args.hosts = [parse_address(stack.enter_context(_listener()))]
+                args.hosts = [stack.enter_context(_listener())]
             targets = _targets(args, options)
             _allow_sockets(min(args.jobs, len(targets)))
             stream = stack.enter_context(_output(args.output))
@@ -2924,7 +2973,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _never_fail_to_encode()
     code: int = _Exit.OK
     try:
-        args = parser.parse_args(arguments)
+        args = parser.parse_intermixed_args(arguments)
         with signals.handled(), _debugging(args.debug):
             code = _run(args, parser, signals)
     except KeyboardInterrupt as interruption:

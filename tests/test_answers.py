@@ -228,7 +228,7 @@ def test_a_failing_status_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     ran = run_raw(capsys, script(echo=rawpeer.echo_rsp(1, 0x0122)), "--format", "json")
     shown = json.loads(ran.out)
     assert (shown["ok"], shown["status"], shown["status_text"]) == (False, 290, "SOP class not supported")
-    assert (shown["error"], ran.err, ran.code) == (None, "", 1)
+    assert (shown["error"]["kind"], shown["error"]["status"], ran.err, ran.code) == ("status", 290, "", 1)
 
 
 def test_a_failing_status_may_be_fragmented() -> None:

@@ -647,8 +647,8 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> ResolveTo:
     """Makes the name `many.test` stand for these endpoints, in this order."""
 
     def install(*endpoints: Endpoint) -> str:
-        def getaddrinfo(host: str, port: int, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
-            assert (host, port) == ("many.test", 104)
+        def getaddrinfo(host: bytes, port: int, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
+            assert (host, port) == (b"many.test", 104)
             if flags & socket.AI_NUMERICHOST:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             return [(family_of(each.host), socket.SOCK_STREAM, 6, "", (each.host, each.port)) for each in endpoints]
