@@ -692,6 +692,8 @@ class _Request:
             f"timeout must be more than 0 and at most {_LONGEST:.0f} seconds": 0 < self.timeout <= _LONGEST,
             "family must be 0, socket.AF_INET or socket.AF_INET6": self.family in _FAMILIES,
             "tls must be an ssl.SSLContext": self.tls is None or hasattr(self.tls, "wrap_socket"),
+            "server_hostname must be text": isinstance(self.server_hostname or "", str)
+            and "\0" not in (self.server_hostname or ""),
             "max_pdu must be 0 (unlimited) or in the range 16-4294967295": isinstance(self.max_pdu, int)
             and (self.max_pdu == 0 or 16 <= self.max_pdu < 1 << 32),
             "transfer_syntaxes must name one at least": len(self.transfer_syntaxes) > 0,
@@ -791,6 +793,7 @@ class _Association:
                     self._exchange(self._dialogue.release(), _Released)
         except EchoError as error:
             journal.note(f"after the answer, while releasing: {error.title.lower()}: {error}")
+            self._hang_up(error)
 
     def _exchange(self, pdu: bytes, expected: type[_E]) -> _E:
         self._send(pdu)
