@@ -77,6 +77,13 @@ def smoke(session: nox.Session) -> None:
 
 
 @nox.session
+def reproducible(session: nox.Session) -> None:
+    """Build the archive twice, from two folders and by two Pythons: the same bytes must come out."""
+    session.install("-r", "packaging/pyz.lock", *dependencies("test"))
+    session.run("python", "-m", "pytest", "tests/reproducible.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: not a test, and not run unless asked for."""
     session.install(".", *dependencies("test"))
