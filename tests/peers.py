@@ -281,7 +281,16 @@ def run_pynetdicom(
         try:
             yield Peer(host, server.server_address[1], ae_title)
         finally:
+            let_end(ae)
             ae.shutdown()
+
+
+def let_end(ae: AE) -> None:
+    """Wait a little for associations that are about to end: pynetdicom stumbles when it is to abort one of those."""
+    for _ in range(50):
+        if not ae.active_associations:
+            return
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def settled(text: str) -> list[str]:
     return sorted(text.splitlines()) if "targets:" in text or '"summary"' in text else text.splitlines()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # pynetdicom stumbles when it is shut down right after it has refused somebody
 def ports(storescp: Peer) -> Iterator[dict[str, str]]:
     """What the ports of README are in this run."""
     with run_pynetdicom(ae_title="STRICT", check_called_title=True) as strict, rawpeer.closed_port() as closed:
