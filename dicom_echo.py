@@ -1864,13 +1864,7 @@ def _in_parallel(
 
     def serve() -> None:
         while (job := tasks.get()) is not None:
-            try:
-                with contextlib.closing(work(job, stop)) as steps:
-                    for step in steps:
-                        outcomes.put((job, step))
-                outcomes.put((job, None))
-            except BaseException as error:  # whatever it is, it belongs to the thread that waits
-                outcomes.put((job, error))
+            _do(job, work(job, stop), outcomes)
 
     try:
         while True:
@@ -1904,6 +1898,17 @@ def _in_parallel(
                 thread.join(0.1)
 
 
+def _do(job: _Request, steps: Generator[_T, None, None], outcomes: queue.SimpleQueue[tuple[_Request, Any]]) -> None:
+    """Hand over each step of a job, and at its end None, or what it failed with."""
+    try:
+        with contextlib.closing(steps):
+            for step in steps:
+                outcomes.put((job, step))
+        outcomes.put((job, None))
+    except BaseException as error:  # whatever it is, it belongs to the thread that waits
+        outcomes.put((job, error))
+
+
 def _patiently(outcomes: queue.SimpleQueue[_T]) -> _T:
     """Wait for the next outcome, but let Ctrl-C through, which Windows keeps back while a thread waits."""
     while True:
@@ -1933,12 +1938,12 @@ class _Report:
         """Lines on one echo."""
         yield from ()
 
-    def finished(self, target: _Request) -> Iterator[str]:
-        """Lines on a target when all its echoes are done."""
+    def finished(self, last: _Echoed) -> Iterator[str]:
+        """Lines on a target when all its echoes are done, of which this is the last."""
         yield from ()
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
-        """Lines after the last echo, or after the interruption."""
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
+        """Lines after the last echo; where that was an interruption, some targets are unfinished."""
         yield from ()
 
 
@@ -2008,7 +2013,7 @@ class _Repeated(_Single):
             yield f"{start} {_headline(result, self._style)}"
         yield from self._details(result)
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
         took = (time.monotonic() - self._begun) * 1000
         yield f"--- {self._title} echo statistics ---"
         yield (
@@ -2026,21 +2031,18 @@ class _Table(_Single):
     def __init__(self, style: _Style, verbose: bool, targets: Sequence[_Request], repeated: bool) -> None:
         super().__init__(style, verbose)
         self._repeated = repeated
-        self._last: dict[tuple[str, int], _Echoed] = {}  # of the targets under way
         target = max(_columns(t.target) for t in targets)
         label = max(_columns(_printable(t.label or "")) for t in targets)
         self._widths = _fit(target, label, 40 if repeated else 12, style.width)
 
     def echoed(self, event: _Echoed) -> Iterator[str]:
-        self._last[event.target.endpoint] = event
         yield from ()
 
-    def finished(self, target: _Request) -> Iterator[str]:
-        event = self._last.pop(target.endpoint)
-        yield self._row(event)
+    def finished(self, last: _Echoed) -> Iterator[str]:
+        yield self._row(last)
         if self._verbose:
-            yield from _circumstances(event.result)
-        yield from self._details(event.result)
+            yield from _circumstances(last.result)
+        yield from self._details(last.result)
 
     def _row(self, event: _Echoed) -> str:
         texts = [event.result.target, _printable(event.target.label or ""), self._times(event)]
@@ -2056,8 +2058,8 @@ class _Table(_Single):
         rate = f"{statistics.succeeded}/{statistics.sent} {statistics.loss:.3g}% loss"
         return f"{rate} {times:>{36 - len(rate)}} ms"
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
-        yield from (self._row(event) for event in self._last.values())  # interrupted
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
+        yield from map(self._row, unfinished)
         kinds = sorted(all_echoes.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
         yield f"{all_echoes.sent} {'echoes' if self._repeated else 'targets'}: " + (
             ", ".join(f"{number} {kind}" for kind, number in kinds) or "none asked"
@@ -2227,7 +2229,7 @@ class _JSONLines(_Report):
             }
         )
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
         if not self._summary:
             return
         times = ("minimum", "average", "maximum", "deviation")
@@ -2292,15 +2294,10 @@ class _Last(_Report):
     """A format that shows how each target stood in the end, all together."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[str, int], _Echoed] = {}
         self._ended: list[_Echoed] = []
 
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        self._open[event.target.endpoint] = event
-        yield from ()
-
-    def finished(self, target: _Request) -> Iterator[str]:
-        self._ended.append(self._open.pop(target.endpoint))
+    def finished(self, last: _Echoed) -> Iterator[str]:
+        self._ended.append(last)
         yield from ()
 
 
@@ -2342,7 +2339,7 @@ class _Nagios(_Last):
         limits = ";".join("" if limit is None else _decimal(limit / 1000) for limit in self._thresholds)
         return [f"{label}={event.statistics.average:.4f}s;{limits};0;{_decimal(event.target.timeout)}"]
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
         if self.state is _State.UNKNOWN:
             yield f"DICOM ECHO UNKNOWN - interrupted after {len(self._ended)} of {self._targets} targets"
             return
@@ -2383,9 +2380,9 @@ def _label(name: str, used: set[str]) -> str:
 class _Prometheus(_Last):
     """The Prometheus text format, for the textfile collector of a node exporter."""
 
-    def closing(self, all_echoes: _Statistics) -> Iterator[str]:
+    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
         # A target that is listed twice has one series all the same.
-        results = {(e.result.target, e.result.calling_ae_title): e.result for e in [*self._ended, *self._open.values()]}
+        results = {(e.result.target, e.result.calling_ae_title): e.result for e in [*self._ended, *unfinished]}
         for name, explanation, samples in _METRICS:
             rows = [
                 f"{name}{{{_labels(result, extra)}}} {_decimal(value)}"
@@ -2805,11 +2802,12 @@ class _Conductor:
         self._targets = targets
         self._finished = 0
         self._everything = _Statistics()
+        self._under_way: dict[tuple[str, int], _Echoed] = {}  # targets, each with its last echo so far
         self._show_progress = show_progress and targets > 1 and bool(sys.stderr and sys.stderr.isatty())
 
     def conduct(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         self._follow(events)
-        self._print(self._report.closing(self._everything))
+        self._print(self._report.closing(self._everything, list(self._under_way.values())))
 
     def _follow(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         try:
@@ -2827,10 +2825,11 @@ class _Conductor:
         if isinstance(event, _Echoed):
             self._everything.add(event.result)
             self.code = max(self.code, _exit_code(event.result))
+            self._under_way[event.target.endpoint] = event
             self._print(self._report.echoed(event))
         else:
             self._finished += 1
-            self._print(self._report.finished(event.target))
+            self._print(self._report.finished(self._under_way.pop(event.target.endpoint)))
             self._progress(f"{self._finished} of {self._targets} done, {self._everything.sent} echoes sent")
 
     def _print(self, lines: Iterator[str]) -> None:
