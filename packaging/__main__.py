@@ -14,15 +14,18 @@ if sys.version_info < (3, 10):
 
 sys.dont_write_bytecode = True  # we write to our own cache, never into the host's Python
 
-import importlib.util
+try:
+    import importlib.util
 
-# Our start-up and shiv's as bytecode, where the archive has it for this Python; else as source, from its top.
-compiled = "/start/%s-%s" % (sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER.hex())
-sys.path.insert(0, sys.path[0] + compiled)
-import dicom_echo_isolate
+    # Our start-up and shiv's as bytecode, where the archive has it for this Python; else as source, from its top.
+    compiled = "/start/%s-%s" % (sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER.hex())
+    sys.path.insert(0, sys.path[0] + compiled)
+    import dicom_echo_isolate
 
-dicom_echo_isolate.forget_host_packages()
+    dicom_echo_isolate.forget_host_packages()
 
-import dicom_echo_start
+    import dicom_echo_start
 
-dicom_echo_start.run()
+    dicom_echo_start.run()
+except KeyboardInterrupt:  # before there was anybody to say it better
+    sys.exit(130)
