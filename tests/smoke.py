@@ -446,8 +446,13 @@ def test_shiv_root_where_nothing_can_be_written(host: Host, place: str) -> None:
 
 def test_no_writable_place_at_all(host: Host, namespace: tuple[str, ...]) -> None:
     """All that is left is to say so."""
-    script = """
-        for place in /tmp /var/tmp; do mount --bind $place $place && mount -o remount,bind,ro $place || exit 99; done
+    # What another run has left there would do; here it is hidden by an empty directory.
+    script = f"""
+        for place in /tmp /var/tmp; do
+            mount --bind $place $place && mount -o remount,bind,ro $place || exit 99
+            left=$place/dicom-echo-{host.uid}
+            [ ! -e $left ] || mount -t tmpfs -o ro,mode=700 none $left || exit 99
+        done
         exec "$@"
     """
     for changes in ({"HOME": "/nonexistent"}, {"HOME": ""}, {"HOME": "/proc"}):
