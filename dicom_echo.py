@@ -1830,24 +1830,27 @@ class _Turns:
 
     def __init__(self, jobs: Iterable[_Request]) -> None:
         self._jobs = iter(jobs)
-        self._waiting: dict[tuple[str, int], deque[_Request]] = {}  # behind each busy endpoint
+        self._behind: dict[tuple[str, int], deque[_Request]] = {}  # each busy endpoint
         self._ready: deque[_Request] = deque()
+        self._waiting = 0
 
     def take(self) -> _Request | None:
         if self._ready:
             return self._ready.popleft()
-        while sum(map(len, self._waiting.values())) < _READ_AHEAD and (job := next(self._jobs, None)) is not None:
-            if job.endpoint not in self._waiting:
-                self._waiting[job.endpoint] = deque()
+        while self._waiting < _READ_AHEAD and (job := next(self._jobs, None)) is not None:
+            if job.endpoint not in self._behind:
+                self._behind[job.endpoint] = deque()
                 return job
-            self._waiting[job.endpoint].append(job)
+            self._behind[job.endpoint].append(job)
+            self._waiting += 1
         return None
 
     def done(self, job: _Request) -> None:
-        if self._waiting[job.endpoint]:
-            self._ready.append(self._waiting[job.endpoint].popleft())
+        if self._behind[job.endpoint]:
+            self._ready.append(self._behind[job.endpoint].popleft())
+            self._waiting -= 1
         else:
-            del self._waiting[job.endpoint]
+            del self._behind[job.endpoint]
 
 
 def _in_parallel(
@@ -1894,7 +1897,8 @@ def _in_parallel(
             tasks.put(None)
         for thread in threads:
             while thread.is_alive():
-                stop.now()  # again and again: a thread that was about to connect has not heard it
+                if running:  # closed early
+                    stop.now()  # again and again: a thread that was about to connect has not heard it
                 thread.join(0.1)
 
 
