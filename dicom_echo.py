@@ -2891,7 +2891,7 @@ class _Signals:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
 
     def _take(self, number: int, _frame: object) -> None:
         interruption = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
