@@ -810,7 +810,7 @@ class _Association:
 
     def _hang_up(self, error: BaseException | None) -> None:
         over = error is None or isinstance(error, (Rejected, Aborted, ConnectionLost))
-        last_words = b"" if over else _encode_abort()
+        last_words = b"" if over else self._dialogue.abort()
         _trace("sent", last_words)
         self._wire.hang_up(last_words)
 
@@ -1959,7 +1959,7 @@ _SYMBOLS = {
     "sparks": ("▁▂▃▄▅▆▇█", "_.-~=+*#"),
     "cut": ("…", "~"),
 }
-_COLOURS = {"ok": "32", "status": "33", "failed": "31", "dim": "2"}
+_COLOURS = {"ok": "32", "status": "33", "failed": "31"}
 _BAR_WIDTH = 40
 
 _DOING = {
@@ -1976,12 +1976,21 @@ def _printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
-class _Single(_Report):
-    """Text on one echo: the verdict, and on a failure where it went wrong and what to do."""
+class _Text(_Report):
+    """What all reports for people have in common."""
 
     def __init__(self, style: _Style, verbose: bool) -> None:
         self._style = style
         self._verbose = verbose
+
+    def _details(self, result: EchoResult) -> Iterator[str]:
+        if self._verbose:
+            yield from _timeline(result, self._style)
+            yield from _particulars(result)
+
+
+class _Single(_Text):
+    """Text on one echo: the verdict, and on a failure where it went wrong and what to do."""
 
     def echoed(self, event: _Echoed) -> Iterator[str]:
         yield _headline(event.result, self._style)
@@ -1990,13 +1999,8 @@ class _Single(_Report):
             yield from _notes(event.result)  # such as what the peer has to say about its refusal
         yield from self._details(event.result)
 
-    def _details(self, result: EchoResult) -> Iterator[str]:
-        if self._verbose:
-            yield from _timeline(result, self._style)
-            yield from _particulars(result)
 
-
-class _Repeated(_Single):
+class _Repeated(_Text):
     """Text on many echoes to one target, as ping has it."""
 
     def __init__(self, style: _Style, verbose: bool, target: _Request) -> None:
@@ -2029,7 +2033,7 @@ class _Repeated(_Single):
             yield _sparks(all_echoes.recent, self._style)
 
 
-class _Table(_Single):
+class _Table(_Text):
     """Text on many targets: a row for each as it finishes, then totals."""
 
     def __init__(self, style: _Style, verbose: bool, targets: Sequence[_Request], repeated: bool) -> None:
@@ -2038,9 +2042,6 @@ class _Table(_Single):
         target = max(_columns(t.target) for t in targets)
         label = max(_columns(_printable(t.label or "")) for t in targets)
         self._widths = _fit(target, label, 40 if repeated else 12, style.width)
-
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        yield from ()
 
     def finished(self, last: _Echoed) -> Iterator[str]:
         yield self._row(last)

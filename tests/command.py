@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -32,17 +31,12 @@ class Outcome(NamedTuple):
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
-    """Run the command in this process; whatever it does to the logger is undone."""
+    """Run the command in this process."""
     capsys.readouterr()
-    logger = logging.getLogger("dicom_echo")
-    handlers, level = logger.handlers[:], logger.level
     try:
         code = int(dicom_echo.main([str(argument) for argument in arguments]))
     except SystemExit as left:
         code = int(left.code or 0)
-    finally:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err)
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from command import Outcome, run_main
 from rawpeer import Endpoint, RawPeer, Script
-
-import dicom_echo
 
 
 class Ran(NamedTuple):
@@ -28,17 +27,13 @@ class Ran(NamedTuple):
 def run(capsys: pytest.CaptureFixture[str], endpoint: Endpoint, *options: str) -> Ran:
     """Echo an endpoint: exit code, output and time."""
     start = time.monotonic()
-    code, (out, err) = leave(capsys, endpoint.address, *options)
+    code, out, err = leave(capsys, endpoint.address, *options)
     return Ran(code, anonymous(out, endpoint), anonymous(err, endpoint), time.monotonic() - start)
 
 
-def leave(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, tuple[str, str]]:
+def leave(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
     """Run the command, without colours: its exit code, whether returned or raised, and what it printed."""
-    try:
-        code: object = dicom_echo.main(["--color", "never", *arguments])
-    except SystemExit as leaving:
-        code = leaving.code
-    return code, capsys.readouterr()
+    return run_main(capsys, "--color", "never", *arguments)
 
 
 def anonymous(text: str, endpoint: Endpoint) -> str:

@@ -328,24 +328,20 @@ def test_a_name_that_does_not_resolve(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
     assert leave(capsys, "nobody.invalid") == (
         3,
-        (
-            "❌ Unreachable: name not resolved\n"
-            "   while resolving nobody.invalid: name or service not known\n"
-            "   hint: check the spelling and the name server\n",
-            "",
-        ),
+        "❌ Unreachable: name not resolved\n"
+        "   while resolving nobody.invalid: name or service not known\n"
+        "   hint: check the spelling and the name server\n",
+        "",
     )
 
 
 def test_an_address_of_the_other_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave(capsys, "-6", "127.0.0.1") == (
         3,
-        (
-            "❌ Unreachable: the host is an address of the other family\n"
-            "   while resolving 127.0.0.1\n"
-            "   hint: leave out -4, -6, --source\n",
-            "",
-        ),
+        "❌ Unreachable: the host is an address of the other family\n"
+        "   while resolving 127.0.0.1\n"
+        "   hint: leave out -4, -6, --source\n",
+        "",
     )
 
 
@@ -407,7 +403,7 @@ def test_a_peer_that_hangs_up_in_the_handshake(end: Close | Reset, capsys: pytes
 def test_a_wrong_command_line_is_one_line_on_stderr(
     arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, (out, err) = leave(capsys, *arguments)
+    code, out, err = leave(capsys, *arguments)
     assert (code, out, err) == (2, "", f"dicom-echo: {why} (see dicom-echo --help)\n")
 
 
@@ -541,6 +537,6 @@ def test_several_peers_leave_with_the_highest_code(capsys: pytest.CaptureFixture
         good = stack.enter_context(RawPeer()).address
         refuses = stack.enter_context(raw(script(accept=rawpeer.associate_rj(1, 1, 7)))).address
         closed = stack.enter_context(rawpeer.closed_port()).address
-        assert leave(capsys, "-q", good, good) == (0, ("", ""))
-        assert leave(capsys, "-q", refuses, good) == (1, ("", ""))
-        assert leave(capsys, "-q", closed, refuses, good) == (3, ("", ""))
+        assert leave(capsys, "-q", good, good) == (0, "", "")
+        assert leave(capsys, "-q", refuses, good) == (1, "", "")
+        assert leave(capsys, "-q", closed, refuses, good) == (3, "", "")
