@@ -214,9 +214,9 @@ def test_when_the_peer_ends_a_reused_association_that_is_reported_and_another_op
 
 def test_a_reused_association_is_aborted_after_a_late_answer(capsys: pytest.CaptureFixture[str]) -> None:
     """What was not answered in time could be answered later: it must not be taken for the next answer."""
-    late = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Expect(P_DATA_TF), Pause(0.5), Send(answer_echo))
+    late = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Expect(P_DATA_TF), Pause(1.6), Send(answer_echo))
     with RawPeer(late, GOOD_SCRIPT) as peer:
-        outcome = run_main(capsys, peer.address, "-c", 2, "-i", 0, "-t", 0.3, "--reuse")
+        outcome = run_main(capsys, peer.address, "-c", 2, "-i", 0, "-t", 1.2, "--reuse")
         assert peer.conversation(0).types == [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT]
     assert "seq=1 id=1 ❌ Timed out" in outcome.out
     assert "seq=2 id=2 status=0000H" in outcome.out
