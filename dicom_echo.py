@@ -2878,6 +2878,7 @@ class _Signals:
     def __init__(self) -> None:
         self._holding = False
         self._held: KeyboardInterrupt | None = None
+        self._again: threading.Timer | None = None
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -2885,12 +2886,17 @@ class _Signals:
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        hook = sys.unraisablehook
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # as in a job that a shell has put into the background
                 signal.signal(number, self._take)
+        sys.unraisablehook = functools.partial(self._raise_again, hook)
         try:
             yield
         finally:
+            if self._again:
+                self._again.cancel()
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
 
@@ -2899,6 +2905,16 @@ class _Signals:
         if not self._holding or self._held:  # who asks twice waits no longer
             raise interruption
         self._held = interruption
+
+    def _raise_again(self, hook: Callable[[Any], object], unraisable: Any) -> None:
+        """Repeat the signal a moment later: what is raised in a destructor or a weak reference's callback is lost."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
+        self._again = threading.Timer(0.1, _signal_main_thread, (number,))
+        self._again.daemon = True
+        self._again.start()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -2909,6 +2925,13 @@ class _Signals:
             self._holding = False
         if self._held:
             raise self._held
+
+
+def _signal_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # which ends, too, what the thread waits for
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _interrupted(interruption: KeyboardInterrupt) -> _Exit:
@@ -2979,15 +3002,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 interrupted, 143 terminated. With ``--format nagios`` that of a monitoring plugin.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
-    parser.for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in itertools.pairwise(arguments)
     signals = _Signals()
-    _never_fail_to_encode()
     code: int = _Exit.OK
     try:
-        args = parser.parse_intermixed_args(arguments)
-        with signals.handled(), _debugging(args.debug):
-            code = _run(args, parser, signals)
+        with signals.handled():
+            _never_fail_to_encode()
+            parser = _parser()
+            pairs = itertools.pairwise(arguments)
+            parser.for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in pairs
+            args = parser.parse_intermixed_args(arguments)
+            with _debugging(args.debug):
+                code = _run(args, parser, signals)
     except KeyboardInterrupt as interruption:
         code = _interrupted(interruption)
     finally:

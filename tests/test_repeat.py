@@ -317,6 +317,48 @@ def test_an_interruption_while_the_codec_is_loaded_is_no_traceback(
     assert "0 sent, 0 succeeded" in out
 
 
+SIGNALLED_IN_A_DESTRUCTOR = """
+import io, signal, sys
+import dicom_echo
+
+class Dying:
+    def __del__(self):
+        {dying}
+
+class Targets(io.StringIO):
+    def read(self, size=-1):
+        self.dying = Dying()
+        del self.dying
+        return super().read(size)
+
+sys.stdin = Targets(sys.argv.pop())
+raise SystemExit(dicom_echo.main(["--targets", "-", "-t", "60"]))
+"""
+
+
+def read_targets_while(dying: str, target: str) -> Outcome:
+    """Run the command in a process in which reading the targets lets an object die, with this for last deed."""
+    return run_process([sys.executable, "-c", SIGNALLED_IN_A_DESTRUCTOR.format(dying=dying), target])
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_is_not_lost_in_a_destructor(number: signal.Signals, code: int) -> None:
+    """Python drops what is raised there; imports have such places too."""
+    with silent_listener() as endpoint:
+        begun = time.monotonic()
+        outcome = read_targets_while(f"signal.raise_signal({number.value})", endpoint.address)
+    assert (outcome.code, outcome.err) == (code, "")
+    assert time.monotonic() - begun < 10
+
+
+def test_any_other_failure_in_a_destructor_is_still_told() -> None:
+    with RawPeer() as peer:
+        outcome = read_targets_while("raise RuntimeError('of no account')", peer.address)
+    assert outcome.code == 0
+    assert "RuntimeError: of no account" in outcome.err
+
+
 # --- Waiting ---------------------------------------------------------------------------------------------------------
 
 REJECTING = script(accept=bytes.fromhex("03000000000400020302"))  # transient, presentation: local limit exceeded
