@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
 from command import environment, run_process
+from leaks import nothing_left_behind
 from rawpeer import (
     A_ASSOCIATE_RQ,
     A_RELEASE_RQ,
@@ -54,6 +54,8 @@ from dicom_echo import Address, AddressError, Counter, EchoError, Phase
 # For calls that a type checker would not let pass.
 send: Any = echo.send
 probe: Any = echo.probe
+
+HANGS = 3.0  # more than any limit below, and than any hurry of the machine
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops SYNs when a backlog is full")
 
@@ -94,13 +96,6 @@ def guarded(guarded_by_all: Guarded) -> Guarded:
     """A peer for those who must not reach it."""
     guarded_by_all.is_untouched()  # whatever was before
     return guarded_by_all
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
 
 
 # --- The shape of the module -----------------------------------------------------------------------------------------
@@ -548,9 +543,9 @@ failures = pytest.mark.parametrize(("error", "kind", "steps"), [pytest.param(*ea
 @failures
 def test_probe_returns_what_send_raises(error: type[EchoError], kind: str, steps: Script) -> None:
     with RawPeer(steps) as peer:
-        result = echo.probe(peer.address, timeout=0.2)
+        result = echo.probe(peer.address, timeout=1)
         with pytest.raises(EchoError) as caught:
-            echo.send(peer.address, timeout=0.2)
+            echo.send(peer.address, timeout=1)
     assert type(result.error) is type(caught.value) is error
     assert result.kind == caught.value.kind == kind
     assert str(result.error) == str(caught.value)
@@ -566,7 +561,7 @@ def errors() -> Iterator[EchoError]:
     """One of each kind that needs no TLS."""
     for _, _, steps in FAILURES:
         with RawPeer(steps) as peer:
-            yield probe(peer.address, timeout=0.2).error
+            yield probe(peer.address, timeout=1).error
     with closed_port() as nobody:
         yield probe(nobody.address).error
     yield probe("no-such-host.invalid").error
@@ -592,7 +587,7 @@ def test_errors_can_be_copied_and_pickled_with_their_facts(how: str) -> None:
 @failures
 def test_results_of_failures_can_be_pickled(error: type[EchoError], kind: str, steps: Script) -> None:
     with RawPeer(steps) as peer:
-        result = echo.probe(peer.address, timeout=0.2)
+        result = echo.probe(peer.address, timeout=1)
     twin = pickle.loads(pickle.dumps(result))
     assert (type(twin.error), twin.kind) == (error, kind)
     assert dataclasses.replace(twin, error=None) == dataclasses.replace(result, error=None)
@@ -697,10 +692,10 @@ def test_the_first_that_answers_is_taken(peer: RawPeer, refusing: Endpoint, reso
 
 @linux
 def test_a_silent_address_leaves_time_for_the_next(peer: RawPeer, dropping: Endpoint, resolve_to: ResolveTo) -> None:
-    result, elapsed = timed_probe(resolve_to(dropping, peer.endpoint), timeout=0.6)
+    result, elapsed = timed_probe(resolve_to(dropping, peer.endpoint), timeout=2)
     assert result.ok
     assert result.remote == peer.endpoint.host_port
-    assert elapsed < 0.6
+    assert elapsed < 2
 
 
 @linux
@@ -711,7 +706,7 @@ def test_all_silent_within_the_deadline(dropping: Endpoint, resolve_to: ResolveT
     assert str(result.error) == "no answer within 0.6 s"
     assert result.error.timeout == 0.6
     assert result.error.detail == "; ".join([f"{dropping.host_port}: timed out"] * 3)
-    assert 0.5 < elapsed < 1.0
+    assert 0.5 < elapsed < HANGS
 
 
 def test_all_refused(refusing: Endpoint, resolve_to: ResolveTo) -> None:
@@ -752,7 +747,7 @@ def test_silence_tells_more_than_no_way(dropping: Endpoint, resolve_to: ResolveT
     assert isinstance(result.error, echo.TimedOut)
     assert result.error.phase == Phase.connect
     assert result.remote == dropping.host_port, "the address is that of the peer that is silent"
-    assert elapsed < 0.9
+    assert elapsed < HANGS
 
 
 @linux
@@ -777,17 +772,16 @@ def test_a_look_up_that_hangs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    threads = threading.active_count()
-    try:
-        result, elapsed = timed_probe("slow.test", timeout=0.3)
-    finally:
-        release.set()
+    with nothing_left_behind(patience=5):  # the thread ends with the look-up
+        try:
+            result, elapsed = timed_probe("slow.test", timeout=0.3)
+        finally:
+            release.set()
     assert isinstance(result.error, echo.TimedOut)
     assert (result.error.phase, str(result.error)) == (Phase.resolve, "no answer within 0.3 s")
     assert result.error.hint == "the name server does not answer: try the IP address of the host"
     assert list(result.timings) == ["resolve"]
-    assert 0.25 < elapsed < 0.8
-    assert eventually(lambda: threading.active_count() == threads), "the thread ends with the look-up"
+    assert 0.25 < elapsed < HANGS
 
 
 def test_a_slow_look_up_is_paid_from_the_same_limit(peer: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -802,10 +796,10 @@ def test_a_slow_look_up_is_paid_from_the_same_limit(peer: RawPeer, monkeypatch: 
     assert result.ok
     assert result.timings[Phase.resolve] >= 0.19
     peer.scripts = [script(accept=None)]
-    result, elapsed = timed_probe("slow.test", timeout=0.4)
+    result, elapsed = timed_probe("slow.test", timeout=1)
     assert result.error is not None
     assert result.error.phase == Phase.associate
-    assert elapsed < 0.8
+    assert elapsed < HANGS
 
 
 def test_a_literal_address_needs_no_thread(peer: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -847,32 +841,21 @@ def test_the_first_echoes_of_a_process_from_many_threads(peer: RawPeer) -> None:
     assert (done.out, done.err, done.code) == ("[0]\n", "", 0)
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc on this system")
 @pytest.mark.parametrize(
     "steps", [pytest.param(GOOD_SCRIPT, id="ok"), *(pytest.param(steps, id=kind) for _, kind, steps in FAILURES)]
 )
 def test_no_socket_and_no_thread_is_left_behind(steps: Script) -> None:
     with RawPeer() as peer:
         echo.send(peer.address)  # what is loaded on first use is not counted
-    files, threads = open_files(), threading.enumerate()
-    with RawPeer(steps) as peer:
+    with nothing_left_behind(), RawPeer(steps) as peer:
         for _ in range(3):
             echo.probe(peer.address, timeout=0.1)
-    assert open_files() == files
-    assert threading.enumerate() == threads
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc on this system")
 def test_nothing_is_left_behind_without_a_connection(refusing: Endpoint) -> None:
-    files, threads = open_files(), threading.enumerate()
-    for address in (refusing.address, "no-such-host.invalid"):
-        assert not echo.probe(address, timeout=2).ok
-    assert open_files() == files
-    assert eventually(lambda: threading.enumerate() == threads)
+    with nothing_left_behind(patience=5):
+        for address in (refusing.address, "no-such-host.invalid"):
+            assert not echo.probe(address, timeout=2).ok
 
 
 # --- Importing -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from command import MODULE, PATIENCE, Outcome, command_line, environment, run_main, run_process
+from leaks import nothing_left_behind
 from rawpeer import (
     A_ASSOCIATE_RQ,
     IMPLEMENTATION_CLASS_UID,
@@ -408,14 +409,8 @@ def test_the_self_test_over_a_family_that_it_cannot_have_names_the_family(capsys
 
 
 def test_the_self_test_leaves_no_thread(capsys: Capsys) -> None:
-    before = threading.enumerate()
-    assert run_main(capsys, "--self-test").code == 0
-    deadline = time.monotonic() + 2
-    while (left := [thread for thread in threading.enumerate() if thread not in before]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.01)
-    assert left == []
+    with nothing_left_behind(patience=5):
+        assert run_main(capsys, "--self-test").code == 0
 
 
 # --- Verbose and debug -----------------------------------------------------------------------------------------------

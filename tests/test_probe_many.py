@@ -8,10 +8,10 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pytest
 from canned import Canned, run_canned
+from leaks import nothing_left_behind
 from peers import Peer
 from rawpeer import Endpoint, RawPeer, closed_port, full_listener, silent_listener
 
@@ -172,14 +172,6 @@ def test_several_threads_may_use_it_at_once(canned: Canned) -> None:
 # --- What it costs ---------------------------------------------------------------------------------------------------
 
 
-def open_files() -> int:
-    """The open file descriptors of this process."""
-    folder = Path("/dev/fd")
-    if not folder.is_dir():
-        pytest.skip("this system does not list the open files of a process")
-    return sum(1 for _ in folder.iterdir())
-
-
 def many(canned: Canned, number: int) -> Iterator[str]:
     """So many addresses, one port after the other."""
     return (endpoint.address for endpoint in itertools.islice(itertools.cycle(canned.live), number))
@@ -187,21 +179,19 @@ def many(canned: Canned, number: int) -> Iterator[str]:
 
 def test_500_echoes_leave_no_file_and_no_thread_behind(canned: Canned) -> None:
     echo.send(canned.live[0].address)  # what is loaded once is not counted
-    files, threads = open_files(), threading.active_count()
-    for address in many(canned, 250):
-        assert echo.send(address) == 0
-    assert all(result.ok for result in echo.probe_many(many(canned, 250)))
-    assert (open_files(), threading.active_count()) == (files, threads)
+    with nothing_left_behind():
+        for address in many(canned, 250):
+            assert echo.send(address) == 0
+        assert all(result.ok for result in echo.probe_many(many(canned, 250)))
 
 
 def test_500_failures_leave_no_file_and_no_thread_behind(canned: Canned) -> None:
     with closed_port() as closed:
         echo.probe(closed.address)
-        files, threads = open_files(), threading.active_count()
-        assert {echo.probe(closed.address).kind for _ in range(200)} == {"unreachable"}
-        kinds = {result.kind for result in echo.probe_many(addresses(canned.silent) * 13, timeout=0.05)}
-        assert kinds == {"timeout"}
-        assert (open_files(), threading.active_count()) == (files, threads)
+        with nothing_left_behind():
+            assert {echo.probe(closed.address).kind for _ in range(200)} == {"unreachable"}
+            kinds = {result.kind for result in echo.probe_many(addresses(canned.silent) * 13, timeout=0.05)}
+            assert kinds == {"timeout"}
 
 
 def test_memory_does_not_grow_with_the_targets_that_are_done(canned: Canned) -> None:

