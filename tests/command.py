@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,20 @@ def environment(**changes: str) -> dict[str, str]:
 def command_line(*arguments: object, flags: Sequence[str] = ()) -> list[str]:
     """`python -m dicom_echo` with these arguments; `flags` are for Python."""
     return [sys.executable, *flags, "-m", "dicom_echo", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def start_process(
+    command: Sequence[str], stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **changes: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed."""
+    with subprocess.Popen(
+        command, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run_process(command: Sequence[str], env: dict[str, str] | None = None, encoding: str = "utf-8") -> Outcome:

@@ -4,6 +4,7 @@ A peer that is not installed skips the tests that need it; with DICOM_ECHO_REQUI
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,10 @@ from peers import (
     server_context,
     write_tls_files,
 )
+
+# A shell starts what it puts into the background with SIGINT ignored, which the processes of the tests would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def require(program: str, package: str) -> str:

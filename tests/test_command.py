@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import MODULE, PATIENCE, Outcome, command_line, environment, run_main, run_process
+from command import MODULE, PATIENCE, Outcome, command_line, environment, run_main, run_process, start_process
 from leaks import nothing_left_behind
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -728,23 +727,19 @@ def test_colour_off_a_terminal(
     assert ("\x1b[" in run_main(capsys, "--color", option, refusing.host_port).out) == coloured
 
 
-def on_a_terminal(command: Sequence[str], env: dict[str, str]) -> tuple[int, str]:
+def on_a_terminal(command: Sequence[str], **changes: str) -> tuple[int, str]:
     """Run a command with a terminal for its standard output; exit code and what the terminal gets."""
     import pty
 
     master, slave = pty.openpty()
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
-    os.close(slave)
-    shown = b""
-    try:
-        while data := os.read(master, 4096):
-            shown += data
-    except OSError:
-        pass  # Linux: the other end is closed
-    finally:
+    with start_process(command, slave, slave, **changes) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux: the other end is closed
+            while data := os.read(master, 4096):
+                shown += data
         os.close(master)
-        code = process.wait(PATIENCE)
-    return code, shown.decode()
+        return process.wait(PATIENCE), shown.decode()
 
 
 @posix
@@ -762,7 +757,7 @@ def on_a_terminal(command: Sequence[str], env: dict[str, str]) -> tuple[int, str
 def test_colour_on_a_terminal(
     refusing: Endpoint, options: list[str], variables: dict[str, str], coloured: bool
 ) -> None:
-    code, shown = on_a_terminal(command_line(*options, refusing.host_port), environment(TERM="xterm", **variables))
+    code, shown = on_a_terminal(command_line(*options, refusing.host_port), TERM="xterm", **variables)
     assert code == 3
     assert ("\x1b[31m" in shown) == coloured
     assert ("\x1b" in shown) == coloured
@@ -806,28 +801,25 @@ def test_without_pynetdicom_nothing_is_sent(good: RawPeer) -> None:
 @posix
 @pytest.mark.parametrize("options", [[], ["-v"], ["--format", "json"], ["-d"]], ids=str)
 def test_an_interrupt_is_exit_code_130_and_no_traceback(options: list[str]) -> None:
-    with RawPeer(script(accept=None)) as peer:
-        process = subprocess.Popen(
-            command_line(*options, peer.address), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+    with RawPeer(script(accept=None)) as peer, start_process(command_line(*options, peer.address)) as process:
         deadline = time.monotonic() + PATIENCE
         while not (peer.received and peer.received[0].pdus) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert b"KeyboardInterrupt" not in err
+    assert "Traceback" not in err
+    assert "KeyboardInterrupt" not in err
 
 
 def with_closed_pipe(*arguments: str) -> tuple[int, str]:
     """Run the command with a pipe that nobody reads as its standard output."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.Popen(command_line(*arguments), env=environment(), stdout=writer, stderr=subprocess.PIPE)
-    os.close(writer)
-    _, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, err.decode()
+    with start_process(command_line(*arguments), writer) as process:
+        os.close(writer)
+        _, err = process.communicate(timeout=PATIENCE)
+        return process.returncode, err
 
 
 @posix
@@ -856,19 +848,17 @@ class Hold:
 def test_who_reads_the_first_line_only() -> None:
     waiting = threading.Event()
     with RawPeer(OUTCOMES["ok"][0], (Expect(A_ASSOCIATE_RQ), Hold(waiting), Send(accept_proposal), Serve())) as peer:
-        command = command_line("-j", "1", *[peer.address] * 6)
-        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        process.stdout.close()
-        waiting.set()
-        assert process.stderr is not None
-        err = process.stderr.read()
-        process.stderr.close()
-        process.wait(PATIENCE)
+        with start_process(command_line("-j", "1", *[peer.address] * 6)) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            process.stdout.close()
+            waiting.set()
+            assert process.stderr is not None
+            err = process.stderr.read()
+            process.wait(PATIENCE)
         assert len(peer.received) < 6, "nothing more is sent for nobody"
-    assert "✅ Success" in first.decode()
-    assert err == b""
+    assert "✅ Success" in first
+    assert err == ""
 
 
 def in_shell(redirection: str, *arguments: str) -> Outcome:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from canned import Canned, run_canned
-from command import Outcome, command_line, environment, run_main
+from command import PATIENCE, Outcome, command_line, run_main, start_process
 from peers import Peer
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -220,14 +220,15 @@ def run_on_terminal(width: int, arguments: Sequence[object], *, errors_too: bool
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, width, 0, 0))
     command = command_line(*arguments)
     errors = theirs if errors_too else subprocess.PIPE
-    with subprocess.Popen(command, env=environment(TERM="xterm"), stdout=theirs, stderr=errors) as process:
+    with start_process(command, theirs, errors, TERM="xterm") as process:
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
             while data := os.read(ours, 1 << 16):
                 shown += data
         os.close(ours)
-        err = process.stderr.read().decode() if process.stderr else ""
+        err = process.stderr.read() if process.stderr else ""
+        process.wait(PATIENCE)
     return Outcome(process.returncode, shown.decode().replace("\r\n", "\n"), err)
 
 
@@ -298,9 +299,7 @@ def test_an_interrupted_fleet_prints_what_it_has(
     with full_listener() as full, RawPeer() as last:
         addresses = [canned.live[0].address, *(each.address for each in canned.silent), full.address, last.address]
         command = command_line(*addresses, "-t", 15, *options)
-        with subprocess.Popen(
-            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-        ) as process:
+        with start_process(command) as process:
             last.conversation(0, timeout=20)  # the last one has been asked, so all have
             time.sleep(0.2)
             process.send_signal(number)

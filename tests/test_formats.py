@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from command import Outcome, command_line, environment, run_main, run_process
+from command import Outcome, command_line, run_main, run_process, start_process
 from peers import Peer, TlsFiles
 from rawpeer import (
     GOOD_SCRIPT,
@@ -177,7 +176,7 @@ def test_a_summary_without_success_has_no_times(capsys: pytest.CaptureFixture[st
 def test_an_interrupted_run_ends_with_a_summary(number: signal.Signals, code: int) -> None:
     with RawPeer() as peer:
         command = command_line(peer.address, "-c", 0, "-i", 0.05, "--format", "json")
-        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, encoding="utf-8") as process:
+        with start_process(command) as process:
             peer.conversation(2, timeout=20)
             time.sleep(0.1)
             process.send_signal(number)

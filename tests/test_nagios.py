@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from command import Outcome, command_line, environment, run_main, run_process
+from command import Outcome, command_line, environment, run_main, run_process, start_process
 from peers import Peer
 from rawpeer import (
     GOOD_SCRIPT,
@@ -294,7 +293,7 @@ def test_an_interrupted_check_is_unknown(number: signal.Signals) -> None:
     """As when the monitoring system ends a plugin that takes too long."""
     with RawPeer((ReceiveSome(),)) as silent:
         command = command_line("--format", "nagios", silent.address, "-t", 60)
-        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, encoding="utf-8") as process:
+        with start_process(command) as process:
             while not (silent.received and silent.received[0].raw):
                 time.sleep(0.01)
             process.send_signal(number)

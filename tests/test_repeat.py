@@ -4,7 +4,6 @@ import itertools
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from command import Outcome, command_line, environment, run_main, run_process
+from command import Outcome, command_line, environment, run_main, run_process, start_process
 from peers import Peer
 from rawpeer import (
     A_ABORT,
@@ -254,9 +253,7 @@ def test_without_an_interval_echoes_follow_at_once(capsys: pytest.CaptureFixture
 def interrupt(address: str, number: signal.Signals, after: Callable[[str], bool], *options: str) -> Outcome:
     """Run the command until a line of its output says enough, then send it a signal."""
     command = command_line(address, *options)
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    ) as process:
+    with start_process(command) as process:
         assert process.stdout
         seen = ""
         while not after(line := process.stdout.readline()):
@@ -305,9 +302,7 @@ def test_an_interruption_while_the_codec_is_loaded_is_no_traceback(
     """pynetdicom is imported when the connection stands: what is half imported cannot be used for a last word."""
     with RawPeer((Silence(),)) as peer:
         command = command_line(peer.address, "-c", 2, "-t", 60)
-        with subprocess.Popen(
-            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-        ) as process:
+        with start_process(command) as process:
             while not peer.received:
                 time.sleep(0.001)
             time.sleep(delay)
