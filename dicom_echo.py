@@ -2823,6 +2823,7 @@ class _Conductor:
                     with self._signals.held():
                         self._take(event)
         except KeyboardInterrupt as interruption:
+            self._signals.heard()
             self.code = _interrupted(interruption)
         self._progress("")
 
@@ -2873,48 +2874,51 @@ class _Terminated(KeyboardInterrupt):
 
 
 class _Signals:
-    """SIGINT and SIGTERM: raised at once, but not between printing an echo and counting it."""
+    """SIGINT and SIGTERM: raised at once, but not between printing an echo and counting it.
+
+    What is raised in a destructor or in a weak reference's callback is lost. So it is raised again until it is heard.
+    """
 
     def __init__(self) -> None:
         self._holding = False
-        self._held: KeyboardInterrupt | None = None
-        self._again: threading.Timer | None = None
+        self._asked: KeyboardInterrupt | None = None
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *_ALARM)}
         hook = sys.unraisablehook
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # as in a job that a shell has put into the background
                 signal.signal(number, self._take)
-        sys.unraisablehook = functools.partial(self._raise_again, hook)
+        sys.unraisablehook = functools.partial(self._hush, hook)
         try:
             yield
         finally:
-            if self._again:
-                self._again.cancel()
+            self.heard()
             sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
 
     def _take(self, number: int, _frame: object) -> None:
-        interruption = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-        if not self._holding or self._held:  # who asks twice waits no longer
-            raise interruption
-        self._held = interruption
+        again = self._asked is not None  # who asks twice waits no longer
+        if number not in _ALARM:
+            self._asked = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+            _remind_in(_PATIENCE)
+        if self._asked and (again or not self._holding):
+            raise self._asked
 
-    def _raise_again(self, hook: Callable[[Any], object], unraisable: Any) -> None:
-        """Repeat the signal a moment later: what is raised in a destructor or a weak reference's callback is lost."""
+    @staticmethod
+    def _hush(hook: Callable[[Any], object], unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             hook(unraisable)
-            return
-        number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
-        self._again = threading.Timer(0.1, _signal_main_thread, (number,))
-        self._again.daemon = True
-        self._again.start()
+
+    @staticmethod
+    def heard() -> None:
+        """The interruption has come to where it is dealt with."""
+        _remind_in(0)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -2923,15 +2927,17 @@ class _Signals:
             yield
         finally:
             self._holding = False
-        if self._held:
-            raise self._held
+        if self._asked:
+            raise self._asked
 
 
-def _signal_main_thread(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):  # which ends, too, what the thread waits for
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
-    else:
-        signal.raise_signal(number)
+_PATIENCE = 2.0  # seconds: longer than the threads of a fleet take to end
+_ALARM = (signal.SIGALRM,) if hasattr(signal, "setitimer") else ()  # Windows has no such reminder
+
+
+def _remind_in(seconds: float) -> None:
+    if _ALARM:
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
 def _interrupted(interruption: KeyboardInterrupt) -> _Exit:
