@@ -1786,13 +1786,13 @@ def _slots(count: int, interval: float, stop: _Stop) -> Iterator[int]:
 
 def _wait_for_success(request: _Request, ids: Iterator[int], seconds: float, stop: _Stop) -> EchoResult:
     """Try again, ever more slowly, until Success or until the time is up; what the last try showed counts."""
-    end, delay = time.monotonic() + seconds, _FIRST_RETRY
+    end, delay, left = time.monotonic() + seconds, _FIRST_RETRY, seconds
     for tries in itertools.count(1):
-        left = max(end - time.monotonic(), _FIRST_RETRY)
-        result = _probe(request, next(ids), _Deadline(min(request.timeout, left), stop))
+        result = _probe(request, next(ids), _Deadline(min(request.timeout, max(left, _FIRST_RETRY)), stop))
+        left = end - time.monotonic()
         if result.ok:
             break
-        if time.monotonic() + delay >= end or stop.pause(delay):
+        if left <= 0 or stop.pause(min(delay, left)):
             return replace(result, notes=(*result.notes, f"gave up after {tries} tries"))
         delay = min(delay * 1.5, _LAST_RETRY)
     return result

@@ -395,7 +395,7 @@ def test_wait_gives_up_with_the_last_error(capsys: pytest.CaptureFixture[str]) -
     assert outcome.code == 3
     assert outcome.out.startswith("❌ Unreachable: connection refused\n")
     assert outcome.out.count("❌") == 1
-    assert 0.4 < time.monotonic() - begun < 4
+    assert 0.95 < time.monotonic() - begun < 4
 
 
 def test_wait_bounds_a_silent_peer_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -412,7 +412,7 @@ def test_the_delay_between_the_tries_grows(capsys: pytest.CaptureFixture[str]) -
         outcome = run_main(capsys, peer.address, "--wait", 2.2)
     assert outcome.code == 1
     assert "❌ Rejected: local limit exceeded" in outcome.out
-    assert 3 <= len(clock.times) <= 5  # of eleven, if it stayed as it begins
+    assert 3 <= len(clock.times) <= 6  # of eleven, if it stayed as it begins
     assert clock.gaps[0] > 0.15
     assert clock.gaps[-1] > 0.4
 
