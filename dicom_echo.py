@@ -142,6 +142,8 @@ class EchoError(Exception):
         What happened, in a few words; also ``str(error)``.
     phase : Phase or None
         The step in which it happened; None before the first.
+    over_tls : bool
+        Whether TLS had been negotiated by then.
     hint : str
         What to do about it; may be empty.
     facts : dict
@@ -153,11 +155,13 @@ class EchoError(Exception):
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""
     _hints: ClassVar[Mapping[Phase, str]] = {}
+    _hints_over_tls: ClassVar[Mapping[Phase, str]] = {}
 
     def __init__(self, message: str, *, hint: str = "", detail: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message = message
         self.phase: Phase | None = None
+        self.over_tls = False
         self.detail = detail
         self.facts = facts
         self._hint = hint
@@ -167,12 +171,13 @@ class EchoError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Make it once more for a copy or a pickle, which would lose an ``errno`` otherwise."""
         again = functools.partial(type(self), self.message, hint=self._hint, detail=self.detail, **self.facts)
-        return again, (), {"phase": self.phase}
+        return again, (), {"phase": self.phase, "over_tls": self.over_tls}
 
     @property
     def hint(self) -> str:
         """What to do: as told by who saw it happen, else what the phase suggests."""
-        return self._hint or (self._hints.get(self.phase, "") if self.phase else "")
+        hints = {**self._hints, **(self._hints_over_tls if self.over_tls else {})}
+        return self._hint or (hints.get(self.phase, "") if self.phase else "")
 
 
 class AddressError(EchoError, ValueError):
@@ -196,6 +201,10 @@ class ConnectionLost(EchoError, ConnectionError):
         "or a load balancer with no server behind it",
         Phase.echo: "the peer accepted the association and then dropped it: its log may say why",
     }
+    _hints_over_tls: ClassVar = {
+        Phase.associate: "the peer hung up after the TLS handshake: it may want a client certificate (--cert, --key), "
+        "admit only known addresses, or not speak DICOM; its log may say why"
+    }
 
 
 class TLSFailed(EchoError, ConnectionError):
@@ -217,6 +226,9 @@ class TimedOut(EchoError, ConnectionError, TimeoutError):
         Phase.associate: "the port is open but nothing answers: the peer hangs or is overloaded, "
         "or it is not a DICOM port, or it waits for TLS (try --tls)",
         Phase.echo: "the peer accepted the association but does not answer the echo: it hangs or is overloaded",
+    }
+    _hints_over_tls: ClassVar = {
+        Phase.associate: "TLS is up but nothing answers: the peer hangs or is overloaded, or does not speak DICOM"
     }
 
 
@@ -902,7 +914,7 @@ class _Journal:
         try:
             yield
         except EchoError as error:
-            error.phase = phase
+            error.phase, error.over_tls = phase, self.result.tls is not None
             raise
         finally:
             took = time.perf_counter() - start
@@ -1125,9 +1137,12 @@ def _is_tls_error(error: BaseException) -> bool:
 _TLS_FAILURES = [
     ("HOSTNAME_MISMATCH", "the certificate is for another name", "--server-name NAME, if that name is right"),
     ("IP_ADDRESS_MISMATCH", "the certificate is for another address", "--server-name NAME, if a name is in it"),
+    ("CERTIFICATE_HAS_EXPIRED", "the certificate of the peer has expired", "have it renewed; -k only to find out"),
+    ("NOT_YET_VALID", "the certificate of the peer is not valid yet", "compare the clocks of both hosts"),
     ("CERTIFICATE_VERIFY_FAILED", "certificate not trusted", "--cacert FILE with the authority that issued it; "
      "-k only to find out"),
     ("CERTIFICATE_REQUIRED", "the peer wants a client certificate", "--cert FILE --key FILE"),
+    ("ALERT_CERTIFICATE_EXPIRED", "the peer finds our certificate expired", "--cert FILE with one that is valid"),
     ("UNKNOWN_CA", "the peer does not trust our certificate", "have the peer trust the authority that issued it"),
     ("HANDSHAKE_FAILURE", "the peer refused the handshake", "it may want a client certificate (--cert, --key), "
      "or share no cipher with us"),

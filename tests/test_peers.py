@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
+import socket
 import ssl
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 import trustme
 from command import Outcome, run_main
 from conftest import require
-from peers import Peer, PeerFailed, TlsFiles, client_context, run_pynetdicom, run_storescp
+from peers import Peer, PeerFailed, TlsFiles, client_context, run_pynetdicom, run_storescp, server_context
 from pynetdicom.events import EVT_CONN_OPEN, Event
 from rawpeer import closed_port, split_pdus
 
@@ -362,6 +365,67 @@ def test_tls_failures_are_errors_of_their_kind(tls_peer: Peer) -> None:
     with pytest.raises(echo.TLSFailed, match=r"^certificate not trusted$") as caught:
         echo.send(tls_peer.address, tls=ssl.create_default_context())
     assert caught.value.phase == Phase.tls
+
+
+@contextlib.contextmanager
+def tls_server(context: ssl.SSLContext, *, hang_up: bool) -> Iterator[str]:
+    """Something that speaks TLS but not DICOM: it hangs up after the first bytes, or says nothing."""
+    stopping = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as plain:
+            plain.settimeout(5)
+            with context.wrap_socket(plain, server_side=True) as secured:
+                secured.recv(1000)
+                if not hang_up:
+                    stopping.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stopping.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("hang_up", "kind", "hint"),
+    [
+        (True, "lost", "the peer hung up after the TLS handshake: it may want a client certificate"),
+        (False, "timeout", "TLS is up but nothing answers: the peer hangs or is overloaded"),
+    ],
+)
+def test_no_hint_asks_for_tls_where_it_is_spoken(
+    authority: trustme.CA, tls_files: TlsFiles, hang_up: bool, kind: str, hint: str
+) -> None:
+    with tls_server(server_context(authority), hang_up=hang_up) as address:
+        result = echo.probe(address, tls=client_context(tls_files), timeout=2)
+    assert result.error is not None
+    assert (result.kind, result.error.phase) == (kind, Phase.associate)
+    assert result.error.hint.startswith(hint)
+    assert copy.deepcopy(result.error).hint == result.error.hint
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message", "hint"),
+    [
+        (-9, -2, "the certificate of the peer has expired", "have it renewed; -k only to find out"),
+        (2, 9, "the certificate of the peer is not valid yet", "compare the clocks of both hosts"),
+    ],
+)
+def test_a_certificate_out_of_its_time(
+    authority: trustme.CA, tls_files: TlsFiles, first: int, last: int, message: str, hint: str
+) -> None:
+    now = datetime.now(timezone.utc)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1", not_before=now + timedelta(first), not_after=now + timedelta(last))
+    certificate.configure_cert(context)
+    with tls_server(context, hang_up=True) as address:
+        error = echo.probe(address, tls=client_context(tls_files), timeout=5).error
+    assert isinstance(error, echo.TLSFailed)
+    assert (str(error), error.hint) == (message, hint)
 
 
 @pytest.mark.parametrize(
