@@ -48,10 +48,9 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypedDict, TypeVar
 
 if TYPE_CHECKING:
@@ -430,6 +429,28 @@ class TLSInfo:
     certificate_expiry: datetime | None
 
 
+class _Timings(Mapping[Phase, float]):
+    """Read-only: a result that holds it can be hashed, copied and pickled."""
+
+    def __init__(self, seconds: Mapping[Phase, float]) -> None:
+        self._seconds = dict(seconds)
+
+    def __getitem__(self, phase: Phase) -> float:
+        return self._seconds[phase]
+
+    def __iter__(self) -> Iterator[Phase]:
+        return iter(self._seconds)
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._seconds.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._seconds)
+
+
 @dataclass(frozen=True)
 class EchoResult:
     """All that one echo has shown; immutable.
@@ -457,6 +478,8 @@ class EchoResult:
     tls : TLSInfo or None
     notes : tuple of str
         What was odd but does not change the verdict.
+    released : bool
+        Whether the association ended in order, by A-RELEASE or by the A-ABORT that was asked for.
     """
 
     address: Address
@@ -467,12 +490,13 @@ class EchoResult:
     started_at: datetime
     status: int | None = None
     error: EchoError | None = None
-    timings: Mapping[Phase, float] = field(default_factory=lambda: MappingProxyType({}))
+    timings: Mapping[Phase, float] = _Timings({})
     local: str | None = None
     remote: str | None = None
     peer: Peer | None = None
     tls: TLSInfo | None = None
     notes: tuple[str, ...] = ()
+    released: bool = False
 
     @property
     def ok(self) -> bool:
@@ -496,14 +520,11 @@ class EchoResult:
 
     @property
     def total(self) -> float:
-        """Seconds that the echo took, all phases together."""
-        return sum(self.timings.values())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "timings": dict(self.timings)}  # a read-only view cannot be pickled
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, timings=MappingProxyType(state["timings"]))
+        """Seconds that the echo took, all phases together; but for a release that failed: it answered before that."""
+        counted = dict(self.timings)
+        if not self.released:
+            counted.pop(Phase.release, None)
+        return sum(counted.values())
 
 
 # -- 5. verbs ----------------------------------------------------------------------------------------------------------
@@ -803,6 +824,7 @@ class _Association:
                     self._send(self._dialogue.abort())
                 else:
                     self._exchange(self._dialogue.release(), _Released)
+            journal.write(released=True)
         except EchoError as error:
             journal.note(f"after the answer, while releasing: {error.title.lower()}: {error}")
             self._hang_up(error)
@@ -918,7 +940,7 @@ class _Journal:
             raise
         finally:
             took = time.perf_counter() - start
-            self.write(timings=MappingProxyType({**self.result.timings, phase: took}))
+            self.write(timings=_Timings({**self.result.timings, phase: took}))
 
 
 class _Wire:

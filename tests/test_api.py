@@ -585,6 +585,18 @@ def test_errors_can_be_copied_and_pickled_with_their_facts(how: str) -> None:
 
 
 @failures
+def test_results_can_be_hashed_and_made_into_a_dict(error: type[EchoError], kind: str, steps: Script) -> None:
+    with RawPeer(steps, GOOD_SCRIPT) as peer:
+        results = [echo.probe(peer.address, timeout=1) for _ in range(2)]
+    assert len({*results, *results, copy.copy(results[1])}) == 2
+    made = [dataclasses.asdict(result) for result in results]
+    assert [dict(each["timings"]) for each in made] == [dict(result.timings) for result in results]
+    assert type(made[0]["error"]) is error
+    with pytest.raises(TypeError):
+        results[0].timings[Phase.echo] = 0.0  # type: ignore[index]
+
+
+@failures
 def test_results_of_failures_can_be_pickled(error: type[EchoError], kind: str, steps: Script) -> None:
     with RawPeer(steps) as peer:
         result = echo.probe(peer.address, timeout=1)
