@@ -302,6 +302,8 @@ def parse_address(text: str) -> Address:
     AddressError
         With the part that is wrong and the form that is right.
     """
+    if not isinstance(text, str):
+        raise _wrong(f"the address must be text, not {text!r}")
     title, at, rest = text.rpartition("@")
     host, port = _split_port(rest)
     try:
@@ -657,13 +659,14 @@ def probe_many(
     Parameters
     ----------
     addresses : iterable of str or Address
-        Read as far as needed, so it may be long. Those with the same host and port are asked one after the other.
+        All of a sequence are checked before the first is asked; anything else is read as far as needed, so it may be
+        long. Those with the same host and port are asked one after the other.
     jobs : int
         How many peers to ask at the same time.
 
-    Yields
-    ------
-    EchoResult
+    Returns
+    -------
+    generator of EchoResult
         In the order in which they finish. Closing the generator early ends the echoes under way and their threads.
     """
     if jobs < 1:
@@ -671,7 +674,12 @@ def probe_many(
     if isinstance(addresses, str):
         raise TypeError(f"addresses must be several, not the text {addresses!r}")
     requests = (_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses)
+    return _probe_each(list(requests) if isinstance(addresses, Sequence) else requests, message_id, jobs)
 
+
+def _probe_each(
+    requests: Iterable[_Request], message_id: int | Counter, jobs: int
+) -> Generator[EchoResult, None, None]:
     def ask(request: _Request, stop: _Stop) -> Generator[EchoResult, None, None]:
         yield _probe(request, _take_message_id(message_id), _Deadline(request.timeout, stop))
 
@@ -712,9 +720,7 @@ class _Request:
     def make(cls, address: str | Address, called: str, calling: str, /, **options: Unpack[Options]) -> _Request:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(Options.__annotations__)}")
-        if not isinstance(address, (str, Address)):
-            raise AddressError(f"the address must be text, not {address!r}; expected {_FORM}")
-        parsed = parse_address(str(address))
+        parsed = parse_address(str(address) if isinstance(address, Address) else address)
         called = _check_ae_title(called)
         if called == DEFAULT_CALLED_AE_TITLE and parsed.ae_title is not None:
             called = parsed.ae_title
@@ -729,7 +735,7 @@ class _Request:
             and "\0" not in (self.server_hostname or ""),
             "max_pdu must be 0 (unlimited) or in the range 16-4294967295": isinstance(self.max_pdu, int)
             and (self.max_pdu == 0 or 16 <= self.max_pdu < 1 << 32),
-            "transfer_syntaxes must name one at least": len(self.transfer_syntaxes) > 0,
+            "transfer_syntaxes must name one at least, and 100 at most": 0 < len(self.transfer_syntaxes) <= 100,
         }
         for rule, kept in rules.items():
             if not kept:

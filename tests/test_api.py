@@ -340,6 +340,7 @@ def test_wrong_addresses_and_titles_raise(verb: Any, address: str | Address, tit
         ({"max_pdu": 15}, "max_pdu must be 0 (unlimited) or in the range 16-4294967295, not 15"),
         ({"max_pdu": 1 << 32}, "max_pdu must be 0 (unlimited) or in the range 16-4294967295, not 4294967296"),
         ({"transfer_syntaxes": ()}, "transfer_syntaxes must name one at least"),
+        ({"transfer_syntaxes": ["implicit"] * 101}, "and 100 at most"),
         ({"transfer_syntaxes": ("jpeg",)}, "or a UID, not 'jpeg'"),
         ({"transfer_syntaxes": ("1.2.x",)}, "or a UID, not '1.2.x'"),
         ({"transfer_syntaxes": "implicit"}, "a transfer syntax is one of"),

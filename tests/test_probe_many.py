@@ -56,6 +56,20 @@ def test_message_ids_come_from_the_counter(canned: Canned) -> None:
     assert sorted(result.message_id for result in results) == list(range(1, 21))
 
 
+def test_a_list_is_checked_before_any_is_asked() -> None:
+    with RawPeer() as peer, pytest.raises(echo.AddressError, match="bad::x"):
+        echo.probe_many([peer.address, "bad::x"])
+    assert peer.received == []
+
+
+def test_anything_else_is_read_as_far_as_needed() -> None:
+    with RawPeer() as peer:
+        results = echo.probe_many(iter([peer.address, "bad::x"]), jobs=1)
+        assert next(results).ok
+        with pytest.raises(echo.AddressError, match="bad::x"):
+            next(results)
+
+
 def test_nothing_to_ask() -> None:
     assert list(echo.probe_many([])) == []
 
