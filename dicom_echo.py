@@ -2738,29 +2738,36 @@ def _report(args: argparse.Namespace, targets: Sequence[_Request], stream: TextI
     return _Repeated(style, verbose, targets[0]) if repeated else _Single(style, verbose)
 
 
+class _Named(NamedTuple):
+    """A target as somebody wrote it down."""
+
+    where: str
+    address: str
+    label: str | None = None
+
+
 def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
-    """All peers of the command line and of the files; all that is wrong with a file at once."""
-    try:
-        labelled: list[tuple[Address, str | None]] = [(parse_address(host), None) for host in args.hosts]
-    except AddressError as error:
-        raise ValueError(f"argument HOST: {error}") from None
-    labelled += [each for file in args.targets for each in _read_targets(file)]
-    made = ((_Request.make(host, args.called, args.calling, **options), label) for host, label in labelled)
-    return [replace(request, label=label) if label else request for request, label in made]
+    """All peers of the command line and of the files; all that is wrong with them at once."""
+    named = [_Named("argument HOST", host) for host in args.hosts]
+    named += [each for file in args.targets for each in _read_targets(file)]
+    found, wrong = [], []
+    for where, text, label in named:
+        try:
+            request = _Request.make(parse_address(text), args.called, args.calling, **options)
+            found.append(replace(request, label=label) if label else request)
+        except AddressError as error:
+            wrong.append(f"{where}: {error}")
+    if wrong:
+        raise ValueError(*wrong) if not args.targets else ValueError("bad addresses, so nothing was sent", *wrong)
+    return found
 
 
-def _read_targets(file: str) -> list[tuple[Address, str | None]]:
-    found: list[tuple[Address, str | None]] = []
-    wrong = []
+def _read_targets(file: str) -> list[_Named]:
+    found = []
     for number, line in enumerate(_read(file).splitlines(), 1):
         address, label, *_ = *map(str.strip, re.split(r"\s#(?:\s|$)", line, maxsplit=1)), ""
         if address and not address.startswith("#"):
-            try:
-                found.append((parse_address(address), label or None))
-            except AddressError as error:
-                wrong.append(f"{file}:{number}: {error}")
-    if wrong:
-        raise ValueError(f"{file} has bad addresses, so nothing was sent", *wrong)
+            found.append(_Named(f"{file}:{number}", address, label or None))
     if not found:
         raise ValueError(f"{file} holds no address")
     return found
@@ -2771,6 +2778,8 @@ def _read(file: str) -> str:
     if file == "-" and sys.stdin is None:  # a process may be started without
         raise ValueError("cannot read -: standard input is closed")
     try:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8")  # as in a file, whatever the console has
         return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).removeprefix("\ufeff")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {_reason(error)}") from None

@@ -85,6 +85,34 @@ def test_all_errors_are_told_at_once_and_nothing_is_sent(
     assert all(len(line.split(": ", 1)[1]) > 10 for line in told)
 
 
+def test_errors_of_all_files_and_of_the_command_line_are_told_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("pacs\nhost:0\n")
+    outcome = run_main(capsys, "one:0", "two:0", "-T", tmp_path / "a", "-T", tmp_path / "b")
+    assert (outcome.code, outcome.out) == (2, "")
+    told = [line.partition(": the port 0 is not in the range")[0] for line in outcome.err.splitlines()]
+    assert told == [
+        "dicom-echo: bad addresses, so nothing was sent (see dicom-echo --help)",
+        *["argument HOST"] * 2,
+        f"{tmp_path / 'a'}:2",
+        f"{tmp_path / 'b'}:2",
+    ]
+
+
+def test_standard_input_is_read_as_a_file_is() -> None:
+    """Whatever the console's encoding, and with the mark that Windows puts before a text."""
+    with RawPeer() as peer:
+        text = f"\ufeff{peer.address} # Rö\n".encode()
+        command = command_line("-T", "-", "--format", "json")
+        done = subprocess.run(
+            command, input=text, env=environment(PYTHONIOENCODING="cp1252"), capture_output=True, check=False
+        )
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[0])["label"] == "Rö"
+
+
 def test_errors_on_standard_input_are_told_by_line() -> None:
     command = command_line("--targets", "-")
     done = subprocess.run(
