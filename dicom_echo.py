@@ -2244,7 +2244,7 @@ def _notes(result: EchoResult) -> Iterator[str]:
 
 def _syntax_name(uid: str | None) -> str:
     names = {known: name for name, known in _TRANSFER_SYNTAXES.items()}
-    return f"{names[uid]} ({uid})" if uid in names else _printable(str(uid))
+    return f"{names[uid]} ({uid})" if uid in names else _printable(uid or "not said")
 
 
 _LIKE_NAMED = ["local", "remote", "called_ae_title", "calling_ae_title", "message_id", "ok", "status", "status_text"]
@@ -2475,16 +2475,16 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], Mapping[str, float]]]] = [
 
 
 @contextlib.contextmanager
-def _listener() -> Iterator[str]:
+def _listener(host: str) -> Iterator[str]:
     """A real peer in this process, on a free port that only this host can reach; gives its address."""
     from pynetdicom.ae import ApplicationEntity
 
     peer = ApplicationEntity(ae_title=DEFAULT_CALLED_AE_TITLE)
     peer.add_supported_context(_VERIFICATION)
     try:
-        server = peer.start_server(("127.0.0.1", 0), block=False)
+        server = peer.start_server((host, 0), block=False)
     except OSError as error:
-        raise ValueError(f"cannot listen on 127.0.0.1: {_reason(error)}") from None
+        raise ValueError(f"cannot listen on {host}: {_reason(error)}") from None
     if server is None:
         raise AssertionError("a server that does not block is returned")
     try:
@@ -2796,11 +2796,12 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse what does not go together: an option that would do nothing is a mistake."""
     rules = [
         (args.self_test and (args.hosts or args.targets), "--self-test takes no HOST"),
+        (args.self_test and args.tls, "--self-test goes without --tls"),
         (not (args.self_test or args.hosts or args.targets), f"no HOST given; expected {_FORM}"),
         (args.quiet and (args.format == "nagios" or args.output), "--quiet goes without --output and --format nagios"),
         (args.wait is not None and (args.count != 1 or args.reuse), "--wait goes without --count and --reuse"),
         (args.reuse and args.count == 1, "--reuse goes with --count"),
-        (args.format != "nagios" and (args.warning or args.critical),
+        (args.format != "nagios" and (args.warning, args.critical) != (None, None),
          "--warning and --critical go with --format nagios"),
         (not args.tls and (args.cacert or args.cert or args.key or args.insecure or args.server_name),
          "--cacert, --cert, --key, --insecure and --server-name go with --tls"),
@@ -3028,7 +3029,7 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
             _check(args)
             options = _options(args)
             if args.self_test:
-                args.hosts = [stack.enter_context(_listener())]
+                args.hosts = [stack.enter_context(_listener("::1" if args.family == socket.AF_INET6 else "127.0.0.1"))]
             targets = _targets(args, options)
             _allow_sockets(min(args.jobs, len(targets)))
             stream = stack.enter_context(_output(args.output))
