@@ -1728,6 +1728,7 @@ class _Statistics:
         self.maximum = 0.0
         self._sum = 0.0
         self._squares = 0.0
+        self.last_failure: EchoResult | None = None
         self.recent: deque[float] = deque(maxlen=_RECENT)
 
     def add(self, result: EchoResult) -> None:
@@ -1738,6 +1739,8 @@ class _Statistics:
             self._sum += result.total
             self._squares += result.total**2
             self.recent.append(result.total)
+        else:
+            self.last_failure = result
 
     @property
     def succeeded(self) -> int:
@@ -1764,6 +1767,11 @@ class _Echoed(NamedTuple):
     target: _Request
     result: EchoResult
     statistics: _Statistics
+
+    @property
+    def verdict(self) -> EchoResult:
+        """What stands for all echoes to the target: the last that failed, if one did."""
+        return self.statistics.last_failure or self.result
 
 
 class _Finished(NamedTuple):
@@ -2089,14 +2097,14 @@ class _Table(_Text):
     def finished(self, last: _Echoed) -> Iterator[str]:
         yield self._row(last)
         if self._verbose:
-            yield from _circumstances(last.result)
-        yield from self._details(last.result)
+            yield from _circumstances(last.verdict)
+        yield from self._details(last.verdict)
 
     def _row(self, event: _Echoed) -> str:
         texts = [event.result.target, _printable(event.target.label or ""), self._times(event)]
         cells = [_cell(text, width, self._style) for text, width in zip(texts, self._widths, strict=True) if width]
         room = None if self._style.width is None else self._style.width - sum(_columns(cell) + 2 for cell in cells)
-        return "  ".join([*cells, _headline(event.result, self._style, room)])
+        return "  ".join([*cells, _headline(event.verdict, self._style, room)])
 
     def _times(self, event: _Echoed) -> str:
         statistics, result = event.statistics, event.result
@@ -2114,18 +2122,20 @@ class _Table(_Text):
         )
 
 
+_LEAST_VERDICT, _GOOD_VERDICT, _LEAST_LABEL = 10, 36, 6
+
+
 def _fit(target: int, label: int, times: int, width: int | None) -> tuple[int, int, int]:
-    """Columns for each part of a row, so that the verdict has ten at least; on a narrow terminal parts are left out."""
+    """Columns for each part of a row: on a narrow terminal the label goes first, then the times, then the target."""
     if width is None:
         return target, label, times
-    room = width - 12
+    room = width - _LEAST_VERDICT - 2
     if room < times + 10:
         times = 0
     room -= times + 2 if times else 0
-    if room < 20:
-        label = 0
-    target = max(1, min(target, room - 10 if label else room))
-    return target, min(label, max(0, room - target - 2)), times
+    target = max(1, min(target, room))
+    spare = room - target - 2 - (_GOOD_VERDICT - _LEAST_VERDICT)
+    return target, min(label, spare) if spare >= min(label, _LEAST_LABEL) else 0, times
 
 
 def _columns(text: str) -> int:
@@ -2341,7 +2351,8 @@ class _Thresholds(NamedTuple):
 class _Last(_Report):
     """A format that shows how each target stood in the end, all together."""
 
-    def __init__(self) -> None:
+    def __init__(self, targets: int) -> None:
+        self._targets = targets
         self._ended: list[_Echoed] = []
 
     def finished(self, last: _Echoed) -> Iterator[str]:
@@ -2352,10 +2363,9 @@ class _Last(_Report):
 class _Nagios(_Last):
     """The Monitoring Plugins guidelines: one line on one target; of several, the worst first on further lines."""
 
-    def __init__(self, thresholds: _Thresholds, targets: int) -> None:
-        super().__init__()
+    def __init__(self, targets: int, thresholds: _Thresholds) -> None:
+        super().__init__(targets)
         self._thresholds = thresholds
-        self._targets = targets
 
     @property
     def state(self) -> _State:
@@ -2370,7 +2380,7 @@ class _Nagios(_Last):
         return _State.CRITICAL if too_slow else _State.WARNING if slow else _State.OK
 
     def _text(self, event: _Echoed) -> str:
-        result, statistics = event.result, event.statistics
+        result, statistics = event.verdict, event.statistics
         rate = f" ({statistics.succeeded} of {statistics.sent})" if statistics.sent > 1 else ""
         if result.error:
             text = f"{result.target}: {result.error.title}: {result.error.message}{rate}"
@@ -2430,7 +2440,10 @@ class _Prometheus(_Last):
 
     def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
         # A target that is listed twice has one series all the same.
-        results = {(e.result.target, e.result.calling_ae_title): e.result for e in [*self._ended, *unfinished]}
+        echoes = [*self._ended, *unfinished]
+        if len(echoes) < self._targets:  # interrupted: series that end look like targets that are gone
+            return
+        results = {(e.result.target, e.result.calling_ae_title): e.verdict for e in echoes}
         for name, explanation, samples in _METRICS:
             rows = [
                 f"{name}{{{_labels(result, extra)}}} {_decimal(value)}"
@@ -2605,8 +2618,8 @@ def _repeat_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -
         help="try again until Success, for so long at most")
     add("-T", "--targets", metavar="FILE", action="append", default=[],
         help="read addresses from FILE, one a line, with ' # label' behind it or without; - is standard input")
-    add("-j", "--jobs", metavar="N", type=_number(1, 10000, int), default=_DEFAULT_JOBS,
-        help="targets to ask at the same time [%(default)s]")
+    add("-j", "--jobs", metavar="N", type=_number(1, 10000, int),
+        help=f"targets to ask at the same time [{_DEFAULT_JOBS}]")
 
 
 def _output_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
@@ -2724,16 +2737,17 @@ def _style(choice: str, stream: TextIO) -> _Style:
 def _report(args: argparse.Namespace, targets: Sequence[_Request], stream: TextIO) -> _Report:
     """The format asked for."""
     repeated = args.count != 1
+    fleet = len(targets) > 1 or bool(args.targets)  # a file of one line, too: who reads the report expects it
     if args.quiet:
         return _Report()
     if args.format == "json":
-        return _JSONLines(summary=repeated or len(targets) > 1)
+        return _JSONLines(summary=repeated or fleet)
     if args.format == "nagios":
-        return _Nagios(_Thresholds(args.warning, args.critical), len(targets))
+        return _Nagios(len(targets), _Thresholds(args.warning, args.critical))
     if args.format == "prometheus":
-        return _Prometheus()
+        return _Prometheus(len(targets))
     style, verbose = _style(args.color, stream), args.verbose or args.debug
-    if len(targets) > 1:
+    if fleet:
         return _Table(style, verbose, targets, repeated)
     return _Repeated(style, verbose, targets[0]) if repeated else _Single(style, verbose)
 
@@ -2828,25 +2842,29 @@ def _output(file: str | None) -> Iterator[TextIO]:
     try:
         with stream:
             yield stream
-        if replaces:
+        if replaces and (draft.stat().st_size or not final.exists()):  # what was interrupted may have nothing to say
             draft.replace(final)
     finally:
         if replaces:
             draft.unlink(missing_ok=True)
 
 
-def _allow_sockets(number: int) -> None:
-    """Raise this process's own limit of open files where it is too low for so many jobs at once."""
+def _jobs(wanted: int | None, targets: int) -> int:
+    """How many targets to ask at once, for which this process's own limit of open files is raised where it is low."""
+    jobs = min(wanted or _DEFAULT_JOBS, targets)
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return jobs
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = number + 64  # the rest of the process has files open too
-    if resource.RLIM_INFINITY != soft < needed:
+    needed = jobs + 64  # the rest of the process has files open too
+    if jobs > 1 and resource.RLIM_INFINITY != soft < needed:
         if resource.RLIM_INFINITY != hard < needed:
-            raise ValueError(f"--jobs {number} needs {needed} open files, but the system allows {hard}")
+            if wanted:
+                raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {hard}")
+            return max(1, hard - 64)
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return jobs
 
 
 class _Conductor:
@@ -3031,7 +3049,7 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
             if args.self_test:
                 args.hosts = [stack.enter_context(_listener("::1" if args.family == socket.AF_INET6 else "127.0.0.1"))]
             targets = _targets(args, options)
-            _allow_sockets(min(args.jobs, len(targets)))
+            jobs = _jobs(args.jobs, len(targets))
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
             parser.error(*map(str, error.args))
@@ -3040,7 +3058,7 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
         plan = _Plan(args.id, args.count, args.interval, args.reuse, args.wait)
         try:
             with stack.pop_all():  # the end of the output may fail as its lines may
-                conductor.conduct(_campaign(targets, plan, args.jobs))
+                conductor.conduct(_campaign(targets, plan, jobs))
         except OSError as error:  # everything else that may fail is in a result
             conductor.code = max(conductor.code, _give_up_output(error))
     return report.state if isinstance(report, _Nagios) else conductor.code

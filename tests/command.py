@@ -6,8 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -56,11 +57,15 @@ def command_line(*arguments: object, flags: Sequence[str] = ()) -> list[str]:
 
 @contextlib.contextmanager
 def start_process(
-    command: Sequence[str], stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **changes: str
+    command: Sequence[str],
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+    stdin: int = subprocess.DEVNULL,
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed."""
     with subprocess.Popen(
-        command, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
+        command, env=environment(**changes), stdin=stdin, stdout=stdout, stderr=stderr, encoding="utf-8"
     ) as process:
         try:
             yield process

@@ -730,12 +730,12 @@ def test_colour_off_a_terminal(
     assert ("\x1b[" in run_main(capsys, "--color", option, refusing.host_port).out) == coloured
 
 
-def on_a_terminal(command: Sequence[str], **changes: str) -> tuple[int, str]:
+def on_a_terminal(command: Sequence[str], changes: dict[str, str]) -> tuple[int, str]:
     """Run a command with a terminal for its standard output; exit code and what the terminal gets."""
     import pty
 
     master, slave = pty.openpty()
-    with start_process(command, slave, slave, **changes) as process:
+    with start_process(command, slave, slave, changes=changes) as process:
         os.close(slave)
         shown = b""
         with contextlib.suppress(OSError):  # Linux: the other end is closed
@@ -760,7 +760,7 @@ def on_a_terminal(command: Sequence[str], **changes: str) -> tuple[int, str]:
 def test_colour_on_a_terminal(
     refusing: Endpoint, options: list[str], variables: dict[str, str], coloured: bool
 ) -> None:
-    code, shown = on_a_terminal(command_line(*options, refusing.host_port), TERM="xterm", **variables)
+    code, shown = on_a_terminal(command_line(*options, refusing.host_port), {"TERM": "xterm", **variables})
     assert code == 3
     assert ("\x1b[31m" in shown) == coloured
     assert ("\x1b" in shown) == coloured

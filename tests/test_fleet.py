@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from canned import Canned, run_canned
-from command import PATIENCE, Outcome, command_line, run_main, start_process
+from command import PATIENCE, Outcome, command_line, run_main, run_process, start_process
 from peers import Peer
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -187,10 +187,44 @@ def test_repeats_show_loss_and_times_for_each_target(capsys: pytest.CaptureFixtu
     rows = outcome.out.splitlines()
     times = r"\d+\.\d\d/\d+\.\d\d/\d+\.\d\d ms"
     assert re.search(rf"4/4 +0% loss +{times}  ✅", rows[0])
-    assert re.search(rf"3/4 +25% loss +{times}  ✅", rows[1])
+    assert re.search(rf"3/4 +25% loss +{times}  ❌ Rejected: called AE title not recognized", rows[1])
     assert re.search(r"0/4 +100% loss +-/-/- ms  ❌ Unreachable: connection refused", rows[2])
     assert rows[3:] == ["12 echoes: 7 ok, 4 unreachable, 1 rejected"]
     assert outcome.code == 3
+
+
+def test_a_file_of_one_line_is_a_fleet_too(capsys: pytest.CaptureFixture[str], tmp_path: Path, canned: Canned) -> None:
+    (tmp_path / "fleet").write_text(f"{canned.live[0].address} # archive\n")
+    rows = run_main(capsys, "-T", tmp_path / "fleet").out.splitlines()
+    assert re.fullmatch(r"ANY-SCP@127.0.0.1:\d+  archive  +[\d.]+ ms  ✅ Success", rows[0])
+    assert rows[1:] == ["1 targets: 1 ok"]
+    lines = run_main(capsys, "-T", tmp_path / "fleet", "--format", "json").out.splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["echo", "summary"]
+
+
+@posix_only
+@pytest.mark.parametrize("options", [[], ["-c", "1"]])
+def test_a_long_label_leaves_room_for_the_verdict(tmp_path: Path, options: list[str]) -> None:
+    with closed_port() as closed:
+        (tmp_path / "fleet").write_text(f"{closed.address} # {'the worklist server of the second floor ' * 2}\n")
+        shown = run_on_terminal(90, ["-T", tmp_path / "fleet", "--color", "never", *options]).out
+    assert "❌ Unreachable: connection refused" in shown
+    assert " the wor" in shown
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("limit", "number", "jobs", "code"),
+    [(12, 1, "", 0), (70, 9, "", 0), (70, 9, "-j 9", 2), (70, 9, "-j 6", 0)],
+    ids=["one target", "jobs by default", "jobs asked for", "jobs that fit"],
+)
+def test_few_open_files_are_allowed(canned: Canned, limit: int, number: int, jobs: str, code: int) -> None:
+    hosts = [each.address for each in canned.live[:number]]
+    script = f'ulimit -n {limit}; exec "$@"'
+    outcome = run_process(["sh", "-c", script, "sh", *command_line(*hosts, *jobs.split())])
+    assert outcome.code == code
+    if code:
+        assert outcome.err.startswith("dicom-echo: --jobs 9 needs 73 open files, but the system allows 70 ")
 
 
 def test_labels_have_a_column(capsys: pytest.CaptureFixture[str], tmp_path: Path, canned: Canned) -> None:
@@ -220,7 +254,7 @@ def run_on_terminal(width: int, arguments: Sequence[object], *, errors_too: bool
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, width, 0, 0))
     command = command_line(*arguments)
     errors = theirs if errors_too else subprocess.PIPE
-    with start_process(command, theirs, errors, TERM="xterm") as process:
+    with start_process(command, theirs, errors, changes={"TERM": "xterm"}) as process:
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed

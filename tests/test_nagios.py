@@ -2,6 +2,7 @@
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -116,6 +117,29 @@ def test_thresholds_are_milliseconds_for_the_whole_echo(
 ) -> None:
     with RawPeer(SLOW) as peer:
         assert run(capsys, peer.address, *options).state == state
+
+
+def test_a_release_that_fails_is_not_the_echo_s_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes the second that is waited for the release, but the peer has answered before."""
+    with RawPeer(script(release=None)) as peer:
+        plugin = run(capsys, peer.address, "--critical", 900)
+    assert plugin.state == "OK"
+    assert float(plugin.data[0].removeprefix("time=").partition("s;")[0]) < 0.9
+
+
+def test_of_several_echoes_the_failed_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with RawPeer(REJECTING, GOOD_SCRIPT) as peer:
+        plugin = run(capsys, peer.address, "-c", 3, "-i", 0)
+    assert plugin.state == "CRITICAL"
+    assert plugin.text.endswith("Rejected: called AE title not recognized (2 of 3)")
+
+
+def test_an_interruption_before_the_first_echo_is_unknown() -> None:
+    with start_process(command_line("--format", "nagios", "-T", "-"), stdin=subprocess.PIPE) as process:
+        time.sleep(1)  # it waits for its targets by then
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (3, "DICOM ECHO UNKNOWN - interrupted\n")
 
 
 @pytest.mark.parametrize(

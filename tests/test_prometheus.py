@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import command_line, environment, run_main
+from command import command_line, environment, run_main, start_process
 from conftest import require
 from peers import Peer, TlsFiles, becomes_ready, free_port, stop
-from rawpeer import Conversation, RawPeer, associate_rj, closed_port, echo_rsp, script
+from rawpeer import GOOD_SCRIPT, Conversation, RawPeer, ReceiveSome, associate_rj, closed_port, echo_rsp, script
 
 REJECTING = script(accept=associate_rj(1, 1, 7))
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
@@ -230,6 +231,31 @@ def test_a_file_holds_what_standard_output_would(capsys: pytest.CaptureFixture[s
         assert run_main(capsys, closed.address, "--format", form, "--output", tmp_path / "file") == (code, "", "")
     written = (tmp_path / "file").read_text(encoding="utf-8")
     assert re.sub(r"[\d.:TZe-]+", "#", written) == re.sub(r"[\d.:TZe-]+", "#", out)
+
+
+def test_of_several_echoes_one_that_failed_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    with RawPeer(REJECTING, GOOD_SCRIPT) as peer:
+        outcome = run_main(capsys, peer.address, "--format", "prometheus", "-c", 2, "-i", 0)
+    assert outcome.code == 1
+    assert re.search(r"^dicom_echo_success\{.*\} 0$", outcome.out, re.MULTILINE)
+
+
+@posix_only
+@pytest.mark.parametrize("form", ["text", "json", "prometheus"])
+def test_the_old_file_stays_when_an_interrupted_run_has_nothing_to_say(tmp_path: Path, form: str) -> None:
+    """Half of the series would look as if the other targets were gone."""
+    file = tmp_path / "dicom"
+    file.write_text("old")
+    with RawPeer() as good, RawPeer((ReceiveSome(),)) as silent:
+        targets = [good.address, silent.address] if form == "prometheus" else [silent.address]
+        with start_process(command_line(*targets, "-t", 60, "--format", form, "--output", file)) as process:
+            while not (silent.received and silent.received[0].raw):
+                time.sleep(0.01)
+            time.sleep(0.3)  # the good one has answered by then
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 143
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @posix_only
