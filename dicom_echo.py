@@ -2523,16 +2523,22 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str, *further: str) -> NoReturn:
         if self.for_nagios:
-            text = "; ".join([message, *further])
-            print(f"DICOM ECHO UNKNOWN - {_printable(text).replace('|', '/')}")
-            raise SystemExit(_State.UNKNOWN)
+            raise SystemExit(_unknown("; ".join([message, *further])))
         _complain(f"{message} (see {self.prog} --help)", *further)
         raise SystemExit(_Exit.USAGE)
 
 
+def _unknown(why: str) -> _State:
+    """What a monitoring system is told where there is no result."""
+    with contextlib.suppress(OSError):  # nobody reads it, but the exit code tells it too
+        print(f"DICOM ECHO UNKNOWN - {_printable(why).replace('|', '/')}", flush=True)
+    return _State.UNKNOWN
+
+
 def _complain(message: str, *further: str) -> None:
-    if sys.stderr is not None:  # a process may be started without
-        print(f"dicom-echo: {_printable(message)}", *map(_printable, further), sep="\n", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:  # a process may be started without
+            print(f"dicom-echo: {_printable(message)}", *map(_printable, further), sep="\n", file=sys.stderr)
 
 
 def _parser() -> _Parser:
@@ -2919,13 +2925,8 @@ class _Conductor:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _give_up_output(error: OSError) -> _Exit:
-    """Nobody reads any more, which is all right, or nobody can: what is still buffered goes nowhere.
-
-    Python would complain of it at its exit.
-    """
-    if sys.stdout is not None:  # a process may be started without
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _unwritten(error: OSError) -> _Exit:
+    """Nobody reads any more, which is all right, or nobody can."""
     if isinstance(error, BrokenPipeError):
         return _Exit.OK
     _complain(f"cannot write the results: {_reason(error)}")
@@ -2933,11 +2934,16 @@ def _give_up_output(error: OSError) -> _Exit:
 
 
 def _flush() -> _Exit:
-    try:
-        print(end="", flush=True)
-    except OSError as error:
-        return _give_up_output(error)
-    return _Exit.OK
+    """Let go what cannot be written: Python would complain of it at its exit."""
+    code = _Exit.OK
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # a process may be started without
+                stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = _unwritten(error) if stream is sys.stdout else code
+    return code
 
 
 class _Terminated(KeyboardInterrupt):
@@ -3056,12 +3062,15 @@ def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
         report = _report(args, targets, stream)
         conductor = _Conductor(report, stream, len(targets), not args.quiet, signals)
         plan = _Plan(args.id, args.count, args.interval, args.reuse, args.wait)
+        unwritten = _Exit.OK
         try:
             with stack.pop_all():  # the end of the output may fail as its lines may
                 conductor.conduct(_campaign(targets, plan, jobs))
         except OSError as error:  # everything else that may fail is in a result
-            conductor.code = max(conductor.code, _give_up_output(error))
-    return report.state if isinstance(report, _Nagios) else conductor.code
+            unwritten = _unwritten(error)
+    if isinstance(report, _Nagios):
+        return _State.UNKNOWN if unwritten else report.state
+    return max(conductor.code, unwritten)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3079,22 +3088,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 interrupted, 143 terminated. With ``--format nagios`` that of a monitoring plugin.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in itertools.pairwise(arguments)
     signals = _Signals()
     code: int = _Exit.OK
     try:
         with signals.handled():
             _never_fail_to_encode()
             parser = _parser()
-            pairs = itertools.pairwise(arguments)
-            parser.for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in pairs
+            parser.for_nagios = for_nagios
             args = parser.parse_intermixed_args(arguments)
             with _debugging(args.debug):
                 code = _run(args, parser, signals)
+    except SystemExit as left:  # of argparse
+        raise SystemExit(max(int(left.code or 0), _flush())) from None
     except KeyboardInterrupt as interruption:
-        code = _interrupted(interruption)
-    finally:
-        unwritten = _flush()
-    return max(code, unwritten)
+        code = _unknown("interrupted") if for_nagios else _interrupted(interruption)
+    except OSError as error:
+        code = _unwritten(error)
+    return max(code, _flush())
 
 
 if __name__ == "__main__":
