@@ -845,13 +845,13 @@ class _Association:
         return event
 
     def _send(self, pdu: bytes) -> None:
-        _trace("sent", pdu)
+        _trace("sent", pdu, f"to {self._request.target}")
         self._wire.send(pdu)
 
     def _hang_up(self, error: BaseException | None) -> None:
         over = error is None or isinstance(error, (Rejected, Aborted, ConnectionLost))
         last_words = b"" if over else self._dialogue.abort()
-        _trace("sent", last_words)
+        _trace("sent", last_words, f"to {self._request.target}")
         self._wire.hang_up(last_words)
 
 
@@ -1301,6 +1301,7 @@ class _Dialogue:
     """One association as its requestor sees it (PS3.8 9.2): bytes in, events out, no I/O."""
 
     def __init__(self, request: _Request, local: str | None) -> None:
+        self._from = f"from {request.target}"
         here = (local or "").rpartition(":")[0].strip("[]")
         self._names = {"called": request.called_ae_title, "calling": request.calling_ae_title, "local": here}
         self._proposed = request.transfer_syntaxes
@@ -1337,7 +1338,7 @@ class _Dialogue:
     def next_event(self) -> _Event | None:
         """What has happened, or None until more data are here."""
         while pdu := self._next_pdu():
-            _trace("received", pdu)
+            _trace("received", pdu, self._from)
             move = self._MOVES.get((self._phase, pdu[0]))
             if move is None:
                 raise ProtocolError(f"{_PDU_NAMES[pdu[0]]} where {_DUE[self._phase]} is due")
@@ -1364,7 +1365,7 @@ class _Dialogue:
 
     def _not_dicom(self) -> ProtocolError:
         start = bytes(self._buffer[:16])
-        _trace("received", bytes(self._buffer))
+        _trace("received", bytes(self._buffer), self._from)
         for beginning, name in _FINGERPRINTS.items():
             if start.startswith(beginning):
                 hint = "the port speaks TLS: try --tls" if name == "TLS" else "this is not a DICOM port"
@@ -1661,11 +1662,11 @@ def _decode_command(command: bytes) -> _Command:
         )
 
 
-def _trace(direction: str, pdu: bytes) -> None:
+def _trace(direction: str, pdu: bytes, whom: str) -> None:
     """Log a PDU, decoded and as hex, where somebody listens."""
     if pdu and _log.isEnabledFor(logging.DEBUG):
         name = _PDU_NAMES.get(pdu[0], "not DICOM")
-        _log.debug("%s %s, %d bytes\n%s%s", direction, name, len(pdu), _describe_pdu(pdu), _hexdump(pdu))
+        _log.debug("%s %s, %d bytes, %s\n%s%s", direction, name, len(pdu), whom, _describe_pdu(pdu), _hexdump(pdu))
 
 
 def _describe_pdu(pdu: bytes) -> str:

@@ -176,7 +176,7 @@ def test_debug_dumps_every_pdu(capsys: Capsys, real_peer: Peer) -> None:
     code, out, err = run_main(capsys, "-d", real_peer.address)
     assert code == 0
     assert out.startswith("✅ Success\n")
-    heads = re.findall(r"^(sent|received) ([A-Z-]+), \d+ bytes$", err, flags=re.MULTILINE)
+    heads = re.findall(r"^(sent|received) ([A-Z-]+), \d+ bytes, (?:to|from) .*$", err, flags=re.MULTILINE)
     assert heads[:3] == [("sent", "A-ASSOCIATE-RQ"), ("received", "A-ASSOCIATE-AC"), ("sent", "P-DATA-TF")]
     assert ("received", "P-DATA-TF") in heads
     assert heads[-2:] == [("sent", "A-RELEASE-RQ"), ("received", "A-RELEASE-RP")]
