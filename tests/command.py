@@ -60,12 +60,11 @@ def start_process(
     command: Sequence[str],
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
-    stdin: int = subprocess.DEVNULL,
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed."""
     with subprocess.Popen(
-        command, env=environment(**changes), stdin=stdin, stdout=stdout, stderr=stderr, encoding="utf-8"
+        command, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
     ) as process:
         try:
             yield process

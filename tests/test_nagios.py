@@ -1,8 +1,8 @@
 """`--format nagios` against the Monitoring Plugins guidelines (https://www.monitoring-plugins.org/doc/guidelines.html)."""
 
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -134,9 +134,12 @@ def test_of_several_echoes_the_failed_one_is_told(capsys: pytest.CaptureFixture[
     assert plugin.text.endswith("Rejected: called AE title not recognized (2 of 3)")
 
 
-def test_an_interruption_before_the_first_echo_is_unknown() -> None:
-    with start_process(command_line("--format", "nagios", "-T", "-"), stdin=subprocess.PIPE) as process:
-        time.sleep(1)  # it waits for its targets by then
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals and pipes")
+def test_an_interruption_before_the_first_echo_is_unknown(tmp_path: Path) -> None:
+    targets = tmp_path / "targets"
+    os.mkfifo(targets)
+    command = command_line("--format", "nagios", "-T", targets)
+    with start_process(command) as process, targets.open("w"):  # which waits until it is read
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (3, "DICOM ECHO UNKNOWN - interrupted\n")
