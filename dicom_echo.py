@@ -2857,21 +2857,27 @@ def _output(file: str | None) -> Iterator[TextIO]:
 
 
 def _jobs(wanted: int | None, targets: int) -> int:
-    """How many targets to ask at once, for which this process's own limit of open files is raised where it is low."""
+    """How many targets to ask at once."""
     jobs = min(wanted or _DEFAULT_JOBS, targets)
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
+    if jobs == 1 or (allowed := _allow_files(jobs + 64)) is None:  # the rest of the process has files open too
         return jobs
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = jobs + 64  # the rest of the process has files open too
-    if jobs > 1 and resource.RLIM_INFINITY != soft < needed:
-        if resource.RLIM_INFINITY != hard < needed:
-            if wanted:
-                raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {hard}")
-            return max(1, hard - 64)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    return jobs
+    if wanted:
+        raise ValueError(f"--jobs {jobs} needs {jobs + 64} open files, but the system allows {allowed}")
+    return max(1, allowed - 64)
+
+
+def _allow_files(number: int) -> int | None:
+    """Raise this process's own limit of open files as far as needed; return the system's where that is too low."""
+    if sys.platform != "win32":  # which has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        possible = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        if resource.RLIM_INFINITY != soft < possible:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < number:
+            return possible
+    return None
 
 
 class _Conductor:
@@ -3010,11 +3016,13 @@ class _Signals:
 
 
 _PATIENCE = 2.0  # seconds: longer than the threads of a fleet take to end
-_ALARM = (signal.SIGALRM,) if hasattr(signal, "setitimer") else ()  # Windows has no such reminder
+_ALARM: tuple[signal.Signals, ...] = ()
+if sys.platform != "win32":  # which has no such reminder
+    _ALARM = (signal.SIGALRM,)
 
 
 def _remind_in(seconds: float) -> None:
-    if _ALARM:
+    if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 

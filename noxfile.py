@@ -35,6 +35,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("mypy", "--platform", "win32", "dicom_echo.py")
 
 
 @nox.session(python=PYTHONS)

@@ -220,7 +220,7 @@ def test_a_long_label_leaves_room_for_the_verdict(tmp_path: Path, options: list[
 )
 def test_few_open_files_are_allowed(canned: Canned, limit: int, number: int, jobs: str, code: int) -> None:
     hosts = [each.address for each in canned.live[:number]]
-    script = f'ulimit -n {limit}; exec "$@"'
+    script = f'ulimit -Sn 12; ulimit -Hn {limit}; exec "$@"'
     outcome = run_process(["sh", "-c", script, "sh", *command_line(*hosts, *jobs.split())])
     assert outcome.code == code
     if code:
