@@ -2966,13 +2966,14 @@ class _Signals:
     def __init__(self) -> None:
         self._holding = False
         self._asked: KeyboardInterrupt | None = None
+        self._alarm_before: Any = None  # while the reminder is on
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *_ALARM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         hook = sys.unraisablehook
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # as in a job that a shell has put into the background
@@ -2981,28 +2982,38 @@ class _Signals:
         try:
             yield
         finally:
-            self.heard()
-            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
+            sys.unraisablehook = hook
+            self.heard()
 
     def _take(self, number: int, _frame: object) -> None:
         again = self._asked is not None  # who asks twice waits no longer
-        if number not in _ALARM:
-            self._asked = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-            _remind_in(_PATIENCE)
-        if self._asked and (again or not self._holding):
+        self._asked = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        self._remind()
+        if again or not self._holding:
             raise self._asked
+
+    def _remind(self) -> None:
+        if sys.platform != "win32" and self._alarm_before is None:  # Windows has no such reminder
+            self._alarm_before = signal.signal(signal.SIGALRM, self._insist) or signal.SIG_DFL
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+
+    def _insist(self, _number: int, _frame: object) -> None:
+        if self._asked:
+            raise self._asked
+
+    def heard(self) -> None:
+        """The interruption has come to where it is dealt with."""
+        if sys.platform != "win32" and self._alarm_before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._alarm_before)
+            self._alarm_before = None
 
     @staticmethod
     def _hush(hook: Callable[[Any], object], unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             hook(unraisable)
-
-    @staticmethod
-    def heard() -> None:
-        """The interruption has come to where it is dealt with."""
-        _remind_in(0)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -3016,14 +3027,6 @@ class _Signals:
 
 
 _PATIENCE = 2.0  # seconds: longer than the threads of a fleet take to end
-_ALARM: tuple[signal.Signals, ...] = ()
-if sys.platform != "win32":  # which has no such reminder
-    _ALARM = (signal.SIGALRM,)
-
-
-def _remind_in(seconds: float) -> None:
-    if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
 def _interrupted(interruption: KeyboardInterrupt) -> _Exit:

@@ -347,6 +347,20 @@ def test_an_interruption_is_not_lost_in_a_destructor(number: signal.Signals, cod
     assert time.monotonic() - begun < 10
 
 
+@posix_only
+def test_the_caller_s_signals_and_timer_stay_his(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before, hook = [signal.getsignal(number) for number in numbers], sys.unraisablehook
+    signal.setitimer(signal.ITIMER_REAL, 3600)
+    try:
+        with RawPeer() as peer:
+            assert run_main(capsys, peer.address, "-c", 2, "-i", 0).code == 0
+        assert 3500 < signal.getitimer(signal.ITIMER_REAL)[0] < 3600
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert ([signal.getsignal(number) for number in numbers], sys.unraisablehook) == (before, hook)
+
+
 def test_any_other_failure_in_a_destructor_is_still_told() -> None:
     with RawPeer() as peer:
         outcome = read_targets_while("raise RuntimeError('of no account')", peer.address)
