@@ -1838,9 +1838,10 @@ def _slots(count: int, interval: float, stop: _Stop) -> Iterator[int]:
 
 def _wait_for_success(request: _Request, ids: Iterator[int], seconds: float, stop: _Stop) -> EchoResult:
     """Try again, ever more slowly, until Success or until the time is up; what the last try showed counts."""
-    end, delay, left = time.monotonic() + seconds, _FIRST_RETRY, seconds
+    end, delay = time.monotonic() + seconds, _FIRST_RETRY
     for tries in itertools.count(1):
-        result = _probe(request, next(ids), _Deadline(min(request.timeout, max(left, _FIRST_RETRY)), stop))
+        left = max(end - time.monotonic(), _FIRST_RETRY)  # the last try has a little time, too
+        result = _probe(request, next(ids), _Deadline(min(request.timeout, left), stop))
         left = end - time.monotonic()
         if result.ok:
             break

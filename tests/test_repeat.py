@@ -420,6 +420,16 @@ def test_wait_bounds_a_silent_peer_too(capsys: pytest.CaptureFixture[str]) -> No
     assert time.monotonic() - begun < 5
 
 
+def test_wait_bounds_a_peer_that_becomes_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last try has what is left of the time, whatever the pause before it took."""
+    with RawPeer(*[REJECTING] * 5, (Silence(),)) as peer:
+        begun = time.monotonic()
+        outcome = run_main(capsys, peer.address, "--wait", 3.3, "-t", 60)
+        took = time.monotonic() - begun
+    assert (outcome.code, outcome.out[:11]) == (3, "❌ Timed out")
+    assert 3.2 < took < 4
+
+
 def test_the_delay_between_the_tries_grows(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with RawPeer((clock, *REJECTING)) as peer:
