@@ -671,8 +671,10 @@ def probe_many(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs!r}")
-    if isinstance(addresses, str):
-        raise TypeError(f"addresses must be several, not the text {addresses!r}")
+    if isinstance(addresses, (str, Address)):
+        raise TypeError(f"addresses must be several, not {addresses!r}")
+    if not isinstance(message_id, Counter):
+        _take_message_id(message_id)
     requests = (_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses)
     return _probe_each(list(requests) if isinstance(addresses, Sequence) else requests, message_id, jobs)
 

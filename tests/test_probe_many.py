@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from canned import Canned, run_canned
@@ -60,6 +61,21 @@ def test_a_list_is_checked_before_any_is_asked() -> None:
     with RawPeer() as peer, pytest.raises(echo.AddressError, match="bad::x"):
         echo.probe_many([peer.address, "bad::x"])
     assert peer.received == []
+
+
+@pytest.mark.parametrize(
+    ("addresses", "options", "error"),
+    [
+        ("pacs", {}, TypeError),
+        (echo.parse_address("pacs"), {}, TypeError),
+        (["pacs"], {"jobs": 0}, ValueError),
+        (["pacs"], {"message_id": 70000}, echo.AddressError),
+    ],
+)
+def test_mistakes_are_told_by_the_call(addresses: Any, options: dict[str, int], error: type[Exception]) -> None:
+    """Not only when the first result is asked for."""
+    with pytest.raises(error):
+        echo.probe_many(addresses, **options)  # type: ignore[arg-type]
 
 
 def test_anything_else_is_read_as_far_as_needed() -> None:
