@@ -2126,20 +2126,23 @@ class _Table(_Text):
         )
 
 
-_LEAST_VERDICT, _GOOD_VERDICT, _LEAST_LABEL = 10, 36, 6
+_LEAST_TARGET, _LEAST_VERDICT, _LEAST_LABEL = 20, 10, 6
 
 
 def _fit(target: int, label: int, times: int, width: int | None) -> tuple[int, int, int]:
-    """Columns for each part of a row: on a narrow terminal the label goes first, then the times, then the target."""
+    """Columns for each part of a row.
+
+    The times are left out where target and verdict would have too little; a label has no more than the verdict.
+    """
     if width is None:
         return target, label, times
-    room = width - _LEAST_VERDICT - 2
-    if room < times + 10:
+    room = width - 2 - _LEAST_VERDICT
+    if room < min(target, _LEAST_TARGET) + times + 2:
         times = 0
     room -= times + 2 if times else 0
     target = max(1, min(target, room))
-    spare = room - target - 2 - (_GOOD_VERDICT - _LEAST_VERDICT)
-    return target, min(label, spare) if spare >= min(label, _LEAST_LABEL) else 0, times
+    half = (room - target + _LEAST_VERDICT) // 2 - 1
+    return target, min(label, half) if half >= min(label, _LEAST_LABEL) else 0, times
 
 
 def _columns(text: str) -> int:
@@ -2224,7 +2227,7 @@ def _resolved(result: EchoResult) -> str:
 def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
     """A row for each phase: how long it took, and a bar where it lies in the whole."""
     bar = _symbol("bar", style)
-    scale = _BAR_WIDTH / (result.total or 1.0)
+    scale = _BAR_WIDTH / (sum(result.timings.values()) or 1.0)
     start = 0.0
     for phase, seconds in result.timings.items():
         indent, length = min(int(start * scale), _BAR_WIDTH - 1), max(1, round(seconds * scale))

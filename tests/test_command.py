@@ -436,6 +436,13 @@ def test_verbose_goes_to_standard_output(capsys: Capsys, good: RawPeer) -> None:
     assert rows["accepted"] == "maximum PDU length 16384 bytes, transfer syntax implicit (1.2.840.10008.1.2)"
 
 
+def test_verbose_about_a_failed_release_keeps_its_bars_in_place(capsys: Capsys) -> None:
+    with RawPeer(script(release=None)) as peer:
+        outcome = run_main(capsys, "-v", peer.address)
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) < 110
+
+
 def test_verbose_about_a_failure_shows_the_phases_that_ran(capsys: Capsys, refusing: Endpoint) -> None:
     code, out, err = run_main(capsys, "-v", refusing.host_port)
     assert (code, err) == (3, "")

@@ -203,13 +203,26 @@ def test_a_file_of_one_line_is_a_fleet_too(capsys: pytest.CaptureFixture[str], t
 
 
 @posix_only
-@pytest.mark.parametrize("options", [[], ["-c", "1"]])
-def test_a_long_label_leaves_room_for_the_verdict(tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("width", "options", "row"),
+    [
+        (110, [], "  the worklist server of the second…          -     ❌ Unreachable: connection refused"),
+        (80, [], "  the worklist serve…          -     ❌ Unreachable: con…"),
+        (80, ["-c", "2", "-i", "0"], "  0/2 100% loss                   -/-/- ms  ❌ Unreachab…"),
+        (50, [], "          -     ❌ Unreach…"),
+    ],
+)
+def test_a_long_label_leaves_room_for_the_verdict(tmp_path: Path, width: int, options: list[str], row: str) -> None:
     with closed_port() as closed:
         (tmp_path / "fleet").write_text(f"{closed.address} # {'the worklist server of the second floor ' * 2}\n")
-        shown = run_on_terminal(90, ["-T", tmp_path / "fleet", "--color", "never", *options]).out
-    assert "❌ Unreachable: connection refused" in shown
-    assert " the wor" in shown
+        shown = run_on_terminal(width, ["-T", tmp_path / "fleet", "--color", "never", *options]).out
+    assert shown.splitlines()[0] == closed.address + row
+
+
+@posix_only
+def test_labels_of_usual_length_are_whole_on_a_usual_terminal(tmp_path: Path, canned: Canned) -> None:
+    (tmp_path / "fleet").write_text(f"{canned.live[0].address} # modality worklist\n")
+    assert "  modality worklist  " in run_on_terminal(80, ["-T", tmp_path / "fleet"]).out
 
 
 @posix_only
