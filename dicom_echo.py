@@ -1167,8 +1167,9 @@ def _is_tls_error(error: BaseException) -> bool:
 _TLS_FAILURES = [
     ("HOSTNAME_MISMATCH", "the certificate is for another name", "--server-name NAME, if that name is right"),
     ("IP_ADDRESS_MISMATCH", "the certificate is for another address", "--server-name NAME, if a name is in it"),
-    ("CERTIFICATE_HAS_EXPIRED", "the certificate of the peer has expired", "have it renewed; -k only to find out"),
-    ("NOT_YET_VALID", "the certificate of the peer is not valid yet", "compare the clocks of both hosts"),
+    ("CERTIFICATE_HAS_EXPIRED", "a certificate has expired", "have the peer's renewed, or that of its authority; "
+     "-k only to find out"),
+    ("NOT_YET_VALID", "a certificate is not valid yet", "compare the clocks of both hosts"),
     ("CERTIFICATE_VERIFY_FAILED", "certificate not trusted", "--cacert FILE with the authority that issued it; "
      "-k only to find out"),
     ("CERTIFICATE_REQUIRED", "the peer wants a client certificate", "--cert FILE --key FILE"),
@@ -2805,7 +2806,7 @@ def _read(file: str) -> str:
     if file == "-" and sys.stdin is None:  # a process may be started without
         raise ValueError("cannot read -: standard input is closed")
     try:
-        if isinstance(sys.stdin, io.TextIOWrapper):
+        if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8")  # as in a file, whatever the console has
         return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).removeprefix("\ufeff")
     except (OSError, ValueError) as error:

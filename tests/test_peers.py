@@ -411,8 +411,8 @@ def test_no_hint_asks_for_tls_where_it_is_spoken(
 @pytest.mark.parametrize(
     ("first", "last", "message", "hint"),
     [
-        (-9, -2, "the certificate of the peer has expired", "have it renewed; -k only to find out"),
-        (2, 9, "the certificate of the peer is not valid yet", "compare the clocks of both hosts"),
+        (-9, -2, "a certificate has expired", "have the peer's renewed, or that of its authority; -k only to find out"),
+        (2, 9, "a certificate is not valid yet", "compare the clocks of both hosts"),
     ],
 )
 def test_a_certificate_out_of_its_time(
