@@ -2519,7 +2519,8 @@ def _listener(host: str) -> Iterator[str]:
 _DESCRIPTION = "Ask DICOM nodes whether they answer: send a C-ECHO (PS3.7 9.1.5) and say what happened."
 _EPILOG = (
     "exit codes: 0 every echo was answered with Success; 1 a peer answered, but not with Success; "
-    "2 the command line is wrong, nothing was sent; 3 no answer (name, network, TLS, time); 130 interrupted; "
+    "2 the command line is wrong, nothing was sent (or the results cannot be written); "
+    "3 no answer (name, network, TLS, time); 130 interrupted; "
     "143 terminated. With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN"
 )
 
@@ -3103,8 +3104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 every echo succeeded, 1 a peer answered but not with Success, 2 usage, 3 no answer,
-        130 interrupted, 143 terminated. With ``--format nagios`` that of a monitoring plugin.
+        The exit code: 0 every echo succeeded, 1 a peer answered but not with Success, 2 usage or results that cannot
+        be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios`` that of a monitoring plugin.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in itertools.pairwise(arguments)

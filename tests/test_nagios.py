@@ -1,17 +1,18 @@
 """`--format nagios` against the Monitoring Plugins guidelines (https://www.monitoring-plugins.org/doc/guidelines.html)."""
 
+import contextlib
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from command import Outcome, command_line, environment, run_main, run_process, start_process
+from command import PATIENCE, Outcome, command_line, environment, run_main, run_process, start_process
 from peers import Peer
 from rawpeer import (
     GOOD_SCRIPT,
@@ -134,12 +135,27 @@ def test_of_several_echoes_the_failed_one_is_told(capsys: pytest.CaptureFixture[
     assert plugin.text.endswith("Rejected: called AE title not recognized (2 of 3)")
 
 
+@contextlib.contextmanager
+def being_read(pipe: Path) -> Iterator[None]:
+    """Wait until somebody reads a named pipe, and keep it open."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:  # nobody reads it yet
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    yield
+    os.close(descriptor)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals and pipes")
 def test_an_interruption_before_the_first_echo_is_unknown(tmp_path: Path) -> None:
     targets = tmp_path / "targets"
     os.mkfifo(targets)
     command = command_line("--format", "nagios", "-T", targets)
-    with start_process(command) as process, targets.open("w"):  # which waits until it is read
+    with start_process(command) as process, being_read(targets):
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (3, "DICOM ECHO UNKNOWN - interrupted\n")

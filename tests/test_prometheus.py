@@ -251,7 +251,8 @@ def test_the_old_file_stays_when_an_interrupted_run_has_nothing_to_say(tmp_path:
         with start_process(command_line(*targets, "-t", 60, "--format", form, "--output", file)) as process:
             while not (silent.received and silent.received[0].raw):
                 time.sleep(0.01)
-            time.sleep(0.3)  # the good one has answered by then
+            if form == "prometheus":
+                assert good.conversation(0, timeout=20).message_ids == [1]
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 143
     assert file.read_text() == "old"
