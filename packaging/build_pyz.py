@@ -1,7 +1,7 @@
 """Builds dicom-echo.pyz with shiv, its checksums and its bill of materials: `build_pyz.py WHEEL [--out dist]`.
 
 shiv packs the wheel and what pyz.lock pins, less what an echo never needs. Its archive then gets our start-up
-(see dicom_echo_start.py) and, for each of PYTHONS on PATH, all modules as bytecode.
+(see dicom_echo_start.py) and, for each of PYTHONS on PATH, all modules as bytecode (see dicom_echo_bytecode.py).
 The same bytes come out whenever the commit and the interpreters found are the same: not the running Python,
 the directory, the umask or the time of day has a say.
 """
@@ -21,9 +21,18 @@ from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 
+from dicom_echo_bytecode import Files, sealed, unzipped, zipped
+
 HERE = Path(__file__).resolve().parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-START_UP = ("__main__.py", "dicom_echo.py", "dicom_echo_cache.py", "dicom_echo_isolate.py", "dicom_echo_start.py")
+START_UP = (
+    "__main__.py",
+    "dicom_echo.py",
+    "dicom_echo_bytecode.py",
+    "dicom_echo_cache.py",
+    "dicom_echo_isolate.py",
+    "dicom_echo_start.py",
+)
 UNNEEDED = (
     "bin",
     "dicom_echo-stubs",
@@ -54,7 +63,6 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
 }
-Files = dict[str, bytes]
 
 
 def main() -> None:
@@ -126,7 +134,7 @@ def describe(stage: Path, pythons: dict[str, str]) -> str:
     """Put down what is inside, for `--version -v`; the id stands for all of it."""
     contents = {of.name: of.version for of in metadata.distributions(path=[str(stage)])}
     facts = {"contents": dict(sorted(contents.items())), "bytecode": list(pythons)}
-    parts = [*(stage / name for name in files_in(stage)), *(HERE / name for name in (*START_UP, "bytecode.py"))]
+    parts = [*(stage / name for name in files_in(stage)), *(HERE / name for name in START_UP)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for part in parts:
         digest.update(hashlib.sha256(part.read_bytes()).digest())
@@ -147,7 +155,7 @@ def packed_by_shiv(stage: Path, build_id: str) -> Files:
             pyz,
         )
         with zipfile.ZipFile(pyz) as archive:
-            return {name: archive.read(name) for name in archive.namelist()}
+            return unzipped(archive)
 
 
 def bytecode(files: Files, pythons: dict[str, str]) -> Files:
@@ -159,35 +167,20 @@ def bytecode(files: Files, pythons: dict[str, str]) -> Files:
     made = {}
     for python in pythons.values():
         tag = run("-c", "import dicom_echo_start; print(dicom_echo_start.TAG)", python=python, path=HERE).strip()
-        made[f"bytecode/{tag}.zip"] = zipped(compiled(packages, python), zipfile.ZIP_STORED)
-        made |= {f"start/{tag}/{name}": of for name, of in compiled(start_up, python).items()}
+        made[f"bytecode/{tag}.zip"] = sealed(packed_by(python, packages))
+        with zipfile.ZipFile(BytesIO(packed_by(python, start_up))) as compiled:
+            made |= {f"start/{tag}/{name}": of for name, of in unzipped(compiled).items()}
     return made
 
 
-def compiled(files: Files, python: str) -> Files:
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, content in files.items():
-            Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(scratch, name).write_bytes(content)
-        run("-S", "-X", "no_debug_ranges", HERE / "bytecode.py", scratch, python=python)
-        return {name: Path(scratch, name).read_bytes() for name in files_in(Path(scratch))}
+def packed_by(python: str, files: Files) -> bytes:
+    command = [python, "-S", "-X", "no_debug_ranges", str(HERE / "dicom_echo_bytecode.py")]
+    given = zipped(files, zipfile.ZIP_STORED)
+    return subprocess.run(command, env=ENVIRONMENT, check=True, input=given, stdout=subprocess.PIPE).stdout
 
 
 def files_in(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-
-
-def zipped(files: Files, method: int, before: bytes = b"") -> bytes:
-    """Sorted, dated 1980 and readable by all, whatever they were on disk."""
-    data = BytesIO(before)
-    data.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(data, "w") as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr = 0o100644 << 16
-            entry.create_system = 3
-            archive.writestr(entry, files[name], method, 9)
-    return data.getvalue()
 
 
 if __name__ == "__main__":

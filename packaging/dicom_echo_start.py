@@ -1,10 +1,10 @@
 """From `python dicom-echo.pyz` to shiv's bootstrap: a private cache, one file in it.
 
-shiv unpacks all files of `site-packages` and compiles them on the first run. This archive also carries them as
-bytecode, in one zip file per Python. The one that fits goes where shiv looks for the unpacked directory: Python
-imports from a zip file as from a directory, so shiv finds its work done. A single file is written aside, then
-renamed: it is there whole or not at all, whoever starts, is killed or fills the disk meanwhile.
-A Python that we carry no bytecode for gets what shiv does for all: the sources, unpacked and compiled.
+shiv unpacks all files of `site-packages` and compiles them on the first run, in processes of their own. This archive
+also carries them as bytecode, in one zip file per Python. The one that fits goes where shiv looks for the unpacked
+directory: Python imports from a zip file as from a directory, so shiv finds its work done. A Python that we carry no
+bytecode for makes the same file for itself. A single file is written aside, then renamed: it is there whole or not at
+all, whoever starts, is killed or fills the disk meanwhile.
 """
 
 from __future__ import annotations
@@ -90,32 +90,34 @@ def fill(root: str, archive: str, pyz: zipfile.ZipFile) -> str:
     if time.time() - os.stat(used).st_mtime > DAY:
         with suppress(OSError):  # a home that is read-only today
             os.utime(used)
-    try:
-        bytecode = pyz.getinfo(f"bytecode/{TAG}.zip")
-    except KeyError:
-        if not os.path.isdir(target):
-            from _bootstrap import extract_site_packages
-
-            extract_site_packages(pyz, Path(target).parent, compile_pyc=True)
-            prune(root)
-    else:
-        if not is_whole(target, bytecode):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            put(pyz.read(bytecode), bytecode, target, root)
-            prune(root)
+    if not is_whole(target):
+        packages = bytecode(pyz)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        put(packages, target, root)
+        prune(root)
     return target
 
 
-def is_whole(path: str, wanted: zipfile.ZipInfo) -> bool:
-    """Against accidents, such as a power cut; people cannot get at it."""
+def bytecode(pyz: zipfile.ZipFile) -> bytes:
+    """All packages for this Python: as PYZ carries them, else compiled now."""
+    carried = f"bytecode/{TAG}.zip"
+    if carried in pyz.namelist():
+        return pyz.read(carried)
+    from dicom_echo_bytecode import packed, sealed, unzipped
+
+    return sealed(packed(unzipped(pyz, "site-packages/")))
+
+
+def is_whole(path: str) -> bool:
+    """By the checksum before it: against accidents, such as a power cut; people cannot get at it."""
     try:
-        data = Path(path).read_bytes()
+        data = memoryview(Path(path).read_bytes())
     except OSError:
         return False
-    return len(data) == wanted.file_size and zlib.crc32(data) == wanted.CRC
+    return len(data) > 4 and zlib.crc32(data[4:]).to_bytes(4, "big") == data[:4]
 
 
-def put(data: bytes, wanted: zipfile.ZipInfo, target: str, aside: str) -> None:
+def put(data: bytes, target: str, aside: str) -> None:
     """TARGET holds DATA, or is as it was; never a part."""
     handle, part = tempfile.mkstemp(".part", dir=aside)
     try:
@@ -124,7 +126,7 @@ def put(data: bytes, wanted: zipfile.ZipInfo, target: str, aside: str) -> None:
         os.replace(part, target)
     except BaseException as err:
         os.unlink(part)
-        if not isinstance(err, PermissionError) or not is_whole(target, wanted):
+        if not isinstance(err, PermissionError) or not is_whole(target):
             raise  # else: Windows keeps a file that another start has put there, and reads just now
 
 

@@ -207,6 +207,23 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(ARCHIVE, tmp_path_factory.mktemp("carried")))
 
 
+@pytest.fixture(scope="session")
+def uncompiled(carried: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive without bytecode: what one has whose Python the build did not find."""
+    archive = tmp_path_factory.mktemp("uncompiled") / carried.name
+    rewrite(carried, archive, lambda name, of: None if name.startswith(("bytecode/", "start/")) else of)
+    return archive
+
+
+def rewrite(archive: Path, to: Path, change: Callable[[str, bytes], bytes | None]) -> None:
+    """Copy an archive; what `change` makes of a member stands in its place, or nothing."""
+    to.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(archive) as pyz, zipfile.ZipFile(to, "w") as other:
+        for name in pyz.namelist():
+            if (content := change(name, pyz.read(name))) is not None:
+                other.writestr(name, content)
+
+
 @pytest.fixture(params=GOOD, ids=[python.name for python in GOOD])
 def python(request: pytest.FixtureRequest) -> Python:
     """Each Python that the archive is for."""
@@ -228,6 +245,18 @@ def host(python: Python, carried: Path, peer: str) -> Iterator[Host]:
         for name in ("home", "tmp", "work"):
             Path(folder, name).mkdir()
         yield Host(Path(folder), carried, python.path, peer)
+
+
+@pytest.fixture
+def sources(host: Host, uncompiled: Path) -> Host:
+    """A fresh one, with a Python that the build did not find."""
+    return replace(host, archive=uncompiled)
+
+
+@pytest.fixture(params=["carried", "compiled there"])
+def either(host: Host, uncompiled: Path, request: pytest.FixtureRequest) -> Host:
+    """A fresh one, whether the build has found its Python or not."""
+    return host if request.param == "carried" else replace(host, archive=uncompiled)
 
 
 @pytest.fixture(scope="session")
@@ -585,6 +614,8 @@ def test_killed_at_any_time(host: Host) -> None:
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda data: data[:MB],
     "emptied": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "four zeros": lambda data: bytes(4),
     "longer": lambda data: data + b"\0",
     "a bit flipped": lambda data: data[:MB] + bytes([data[MB] ^ 1]) + data[MB + 1 :],
 }
@@ -593,11 +624,23 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_cache_is_repaired(host: Host, how: str) -> None:
     """After a power cut, say."""
-    assert host.run("--version").code == 0
+    damage_and_repair(host, how)
+
+
+@on_the_newest
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_cache_is_compiled_anew(sources: Host, how: str) -> None:
+    """On a Python that the build did not find."""
+    damage_and_repair(sources, how)
+
+
+def damage_and_repair(host: Host, how: str) -> None:
+    same = {"PYTHONHASHSEED": "0"}  # else a Python that compiles for itself writes a set in another order
+    assert host.run("--version", **same).code == 0
     (cached,) = host.unpacked()
     whole = cached.read_bytes()
     cached.write_bytes(DAMAGE[how](whole))
-    assert host.run(host.peer) == WELL
+    assert host.run(host.peer, **same) == WELL
     assert cached.read_bytes() == whole
     assert host.unpacked() == [cached]
 
@@ -622,12 +665,12 @@ def limited(host: Host, size: int) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [0, 400_000])
-def test_no_room(host: Host, size: int) -> None:
+def test_no_room(either: Host, size: int) -> None:
     """One line, and no part of a file stays behind."""
-    root = host.folder / "root"
-    assert_one_line(host.execute(limited(host, size), SHIV_ROOT=str(root)), "File too large", "SHIV_ROOT")
-    assert host.unpacked(root) == []
-    assert host.run("--version", SHIV_ROOT=str(root)).code == 0
+    root = either.folder / "root"
+    assert_one_line(either.execute(limited(either, size), SHIV_ROOT=str(root)), "File too large", "SHIV_ROOT")
+    assert either.unpacked(root) == []
+    assert either.run("--version", SHIV_ROOT=str(root)).code == 0
 
 
 def test_full_disk(host: Host, namespace: tuple[str, ...]) -> None:
@@ -690,52 +733,77 @@ def test_damaged_archive(host: Host) -> None:
 # --- A Python that the build did not find ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sources(host: Host) -> Host:
-    """A host with an archive without bytecode: what one sees whose Python the build did not find."""
-    archive = host.folder / "sources/dicom-echo.pyz"
-    archive.parent.mkdir()
-    with zipfile.ZipFile(host.archive) as pyz, zipfile.ZipFile(archive, "w") as to:
-        for name in pyz.namelist():
-            if not name.startswith(("bytecode/", "start/")):
-                to.writestr(name, pyz.read(name))
-    return replace(host, archive=archive)
-
-
-@on_the_newest
-def test_sources_are_unpacked_and_compiled(sources: Host) -> None:
-    """As shiv does it for all; private and pruned all the same."""
+def test_sources_are_compiled(sources: Host, carried: Path) -> None:
+    """Into one file with the same members as the one that is carried; private and pruned all the same."""
     sources.cache.mkdir(parents=True, mode=0o700)
     (sources.cache / "old").mkdir()
     age(sources.cache / "old", 31 * DAY)
     assert sources.execute(["sh", "-c", 'umask 0; exec "$@"', "sh", *sources.command(sources.peer)]) == WELL
-    assert sources.run(sources.peer, flags=["-I", "-S", "-B"]) == WELL
+    (made,) = sources.unpacked()
+    assert made.name == "site-packages"
     assert not (sources.cache / "old").exists()
-    assert [path for path in sources.cache.rglob("*") if path.stat().st_mode & 0o022] == []
-    assert {path.suffix for path in sources.unpacked()} >= {".py", ".pyc"}
+    assert [path for path in sources.cache.rglob("*") if path.stat().st_mode & 0o077] == []
+    with zipfile.ZipFile(carried) as pyz:
+        packed = next(name for name in pyz.namelist() if name.startswith("bytecode/"))
+        with pyz.open(packed) as inner, zipfile.ZipFile(inner) as packages, zipfile.ZipFile(made) as ours:
+            assert ours.namelist() == packages.namelist()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@on_the_newest
+def test_sources_with_flags_of_python(sources: Host, flags: str) -> None:
+    """A warning about them is none of the user's, -O is not for our asserts, and the next start has other flags."""
+    assert sources.run("--self-test", flags=flags.split()) == WELL
+    before = sources.files(), sources.unpacked()[0].stat()
+    assert sources.run("--self-test") == WELL
+    assert (sources.files(), sources.unpacked()[0].stat().st_mtime_ns) == (before[0], before[1].st_mtime_ns)
+
+
+def test_sources_write_only_to_the_cache(sources: Host) -> None:
+    """Not where Python is told to put its bytecode."""
+    before = sources.files()
+    assert sources.run(sources.peer) == WELL
+    assert sources.files() == before
+    shutil.rmtree(sources.cache)
+    elsewhere = sources.folder / "elsewhere"  # where Python itself puts bytecode of what it imports before us
+    assert sources.run(sources.peer, PYTHONPYCACHEPREFIX=str(elsewhere)) == WELL
+    assert [path for path in elsewhere.rglob("*") if "dicom" in path.name or "_bootstrap" in path.name] == []
+    assert len(sources.unpacked()) == 1
 
 
 @on_the_newest
+def test_sources_without_shared_memory(sources: Host, namespace: tuple[str, ...]) -> None:
+    """As in a locked-down container."""
+    script = 'mount -t tmpfs -o ro none /dev/shm || exit 99; exec "$@"'
+    assert sources.execute([*namespace, script, "sh", *sources.command(sources.peer)]) == WELL
+
+
 def test_sources_with_first_starts_at_once(sources: Host) -> None:
-    """shiv locks."""
+    """Each makes the file; it is all the same whose stays."""
     processes = [sources.start(sources.command(sources.peer)) for _ in range(3)]
     assert [ended(process) for process in processes] == [WELL] * 3
+    assert len(sources.unpacked()) == 1
 
 
 @on_the_newest
 @pytest.mark.parametrize("delay", [0.2, 0.5, 0.9])
 def test_sources_killed_while_unpacking(sources: Host, delay: float) -> None:
-    """shiv unpacks aside, then renames."""
+    """Nothing of it is taken for the whole, and nobody is left who would hold the pipe to a waiting program."""
     with sources.start(sources.command(sources.peer)) as process:
         time.sleep(delay)
         process.kill()
+        process.communicate(timeout=5)
     assert sources.run(sources.peer) == WELL
+    assert len([path for path in sources.unpacked() if path.suffix != ".part"]) == 1
 
 
 # --- What the host has installed -------------------------------------------------------------------------------------
 
 CARRIED = ("pydicom", "pynetdicom", "numpy", "dicom_echo", "_bootstrap", "dicom_echo_start", "dicom_echo_cache")
-STANDARD = ("json", "logging", "argparse", "queue", "socket", "ssl", "shutil", "tempfile")
+STANDARD = (
+    *("argparse", "ast", "concurrent", "json", "logging", "marshal", "multiprocessing", "pickle", "queue", "shutil"),
+    *("signal", "socket", "ssl", "subprocess", "tempfile", "threading", "warnings", "zipfile", "zlib"),
+)
 
 
 def make_hostile(folder: Path, names: Sequence[str]) -> None:
@@ -745,22 +813,25 @@ def make_hostile(folder: Path, names: Sequence[str]) -> None:
         (folder / f"{name}.py").write_text("import os\nos._exit(99)\n")
 
 
-def test_hostile_pythonpath_and_working_directory(host: Host) -> None:
-    """Neither is looked at; not even for names of the standard library."""
-    work = host.folder / "work"
-    make_hostile(work, CARRIED)
-    assert host.run(host.peer, PYTHONPATH=str(work)) == WELL
-    assert host.run(host.peer, PYTHONPATH=os.pathsep) == WELL
+def make_hostile_to_us(folder: Path, host: Host) -> None:
+    """As many of them as let Python come to us: it could not start without what it imports before."""
+    probe = "import runpy, sys, zlib; print(*sys.modules)"
+    needed = host.execute([host.python, "-c", probe]).out.split()
+    make_hostile(folder, [name for name in CARRIED + STANDARD if name not in needed])
 
 
-def test_hostile_standard_library_on_pythonpath(host: Host) -> None:
-    """A `json.py` or an old backport. What Python imports before it comes to us is left out: it could not start."""
-    made = host.folder / "backports"
-    make_hostile(made, STANDARD)
-    probe = "import runpy, sys; print(*sys.modules)"
-    for name in host.execute([host.python, "-c", probe]).out.split():
-        (made / f"{name}.py").unlink(missing_ok=True)
-    assert host.run(host.peer, PYTHONPATH=str(made)) == WELL
+def test_hostile_working_directory(either: Host) -> None:
+    """It is not looked at: neither for our names nor for those of the standard library."""
+    make_hostile(either.folder / "work", CARRIED + STANDARD)
+    assert either.run(either.peer) == WELL
+
+
+@pytest.mark.parametrize("entry", ["", "work"])
+def test_hostile_pythonpath(either: Host, entry: str) -> None:
+    """Nor is this, with an old backport in it. An empty entry is where we are."""
+    work = either.folder / "work"
+    make_hostile_to_us(either.folder / entry if entry else work, either)
+    assert either.run(either.peer, PYTHONPATH=str(either.folder / entry) if entry else os.pathsep) == WELL
 
 
 def test_hostile_user_site(host: Host) -> None:
@@ -803,15 +874,20 @@ def test_nothing_is_written_elsewhere(host: Host) -> None:
 
 CALLS = (
     "open openat openat2 creat truncate mkdir mkdirat mknod mknodat rename renameat renameat2 link linkat symlink "
-    "symlinkat unlink unlinkat rmdir chmod fchmodat chown lchown fchownat utimensat connect sendto sendmsg"
+    "symlinkat unlink unlinkat rmdir chmod fchmodat chown lchown fchownat utimensat connect sendto sendmsg "
+    "fork vfork clone clone3 execve"
 )
 READING = re.compile(r"\bopen\w*\((?!.*\bO_(?:WRONLY|RDWR|CREAT))")
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 @pytest.mark.parametrize("start", ["first", "second"])
-def test_system_calls(host: Host, start: str) -> None:
-    """Every file that is opened for writing, made, renamed or removed is in the cache; every call goes to the peer."""
+def test_system_calls(either: Host, start: str) -> None:
+    """Whatever is opened for writing, made, renamed or removed is in the cache; every call goes to the peer.
+
+    And no other process is started.
+    """
+    host = either
     if start == "second":
         assert host.run("--version").code == 0
     trace = host.folder / "trace"
@@ -825,7 +901,9 @@ def test_system_calls(host: Host, start: str) -> None:
     assert outcome == WELL
     lines = [line for line in trace.read_text().splitlines() if "(" in line and not READING.search(line)]
     called = [line for line in lines if "sa_family=" in line]
-    wrote = [line for line in lines if line not in called and not re.search(r"\bsend\w+\(", line)]
+    began = [line for line in lines if re.search(r"\b(v?fork|clone3?|execve)\(", line) and "CLONE_THREAD" not in line]
+    wrote = [line for line in lines if line not in called + began and not re.search(r"\bsend\w+\(", line)]
+    assert len(began) == 1  # by strace
     assert len(called) == 1
     assert f'sin_port=htons({port}), sin_addr=inet_addr("127.0.0.1")' in called[0]
     outside = [line for line in wrote if not set(re.findall(r'"(/[^"]*)"', line)) <= inside(host, line)]
