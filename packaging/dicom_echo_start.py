@@ -38,7 +38,7 @@ def run() -> None:
         os.environ.pop("SHIV_FORCE_EXTRACT", None)  # a damaged cache shows by its checksum
         from _bootstrap import bootstrap
 
-        del sys.path[:2]  # the archive: all that it holds has a place now
+        sys.path[:2] = [site_packages]  # in place of the archive, and before what is installed in Python's own folder
         bootstrap()
     except NoPlace as err:
         print(f"{NAME}: {err}", file=sys.stderr)

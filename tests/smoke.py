@@ -826,12 +826,32 @@ def test_hostile_working_directory(either: Host) -> None:
     assert either.run(either.peer) == WELL
 
 
-@pytest.mark.parametrize("entry", ["", "work"])
+@pytest.mark.parametrize("entry", ["", "work", "work/lib-dynload"])
 def test_hostile_pythonpath(either: Host, entry: str) -> None:
-    """Nor is this, with an old backport in it. An empty entry is where we are."""
+    """Nor is this: old backports, or what is named like a folder of Python's own. An empty entry is where we are."""
     work = either.folder / "work"
     make_hostile_to_us(either.folder / entry if entry else work, either)
     assert either.run(either.peer, PYTHONPATH=str(either.folder / entry) if entry else os.pathsep) == WELL
+
+
+def test_hostile_packages_beside_the_standard_library(host: Host) -> None:
+    """Where somebody has unpacked them. Here, that is a folder of links."""
+    probe = "import os; print(os.path.dirname(os.__file__))"
+    real = Path(host.execute([host.python, "-c", probe]).out.strip())
+    linked = host.folder / "python/lib" / real.name
+    linked.mkdir(parents=True)
+    for path in real.iterdir():
+        (linked / path.name).symlink_to(path)
+    make_hostile(linked, CARRIED)
+    assert host.execute([host.python, "-c", "import pydicom"], PYTHONHOME=str(linked.parents[1])).code == 99
+    assert host.run("--self-test", PYTHONHOME=str(linked.parents[1])) == WELL
+
+
+def test_virtual_environment(host: Host) -> None:
+    """Python's own modules are found from there as well."""
+    venv = host.folder / "venv"
+    host.execute([host.python, "-m", "venv", "--without-pip", str(venv)])
+    assert replace(host, python=str(venv / "bin/python")).run("--self-test") == WELL
 
 
 def test_hostile_user_site(host: Host) -> None:
