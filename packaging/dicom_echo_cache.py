@@ -28,7 +28,7 @@ def places() -> Iterator[tuple[str, str]]:
     """(directory, name of ours in it), the best first; one without a name is for this run only."""
     ours = f"{NAME}-{ME}"
     if wanted := os.environ.get("SHIV_ROOT"):  # who sets it wants that, or to hear why not
-        yield os.path.abspath(os.path.expanduser(wanted)), ours
+        yield os.path.expanduser(wanted), ours
         return
     if cache := user_cache():
         yield cache, NAME
@@ -85,5 +85,10 @@ def check_way(path: str) -> None:
     while path != above:
         found = os.stat(path)
         if found.st_uid not in owners or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
-            raise PermissionError(errno.EACCES, f"others can change {path}")
+            raise PermissionError(errno.EACCES, f"others can change {shown(path)}")
         path, above = os.path.dirname(path), path
+
+
+def shown(path: str) -> str:
+    """A path that leaves a message on its one line."""
+    return path if path.isprintable() else repr(path)

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from dicom_echo_cache import NAME, places, private
+from dicom_echo_cache import NAME, places, private, shown
 
 TAG = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"  # which bytecode this Python reads
 HOUR, DAY = 60 * 60, 24 * 60 * 60
@@ -34,17 +34,15 @@ def run() -> None:
     """`python dicom-echo.pyz`: shiv calls the entry point and exits with what it returns."""
     try:
         site_packages = unpack(sys.argv[0])
+        for name in [name for name in os.environ if name.startswith("SHIV_")]:
+            del os.environ[name]  # they would run something else, or with other packages, or unpack again
         os.environ["SHIV_ROOT"] = os.path.dirname(os.path.dirname(site_packages))
-        os.environ.pop("SHIV_FORCE_EXTRACT", None)  # a damaged cache shows by its checksum
         from _bootstrap import bootstrap
 
         sys.path[:2] = [site_packages]  # in place of the archive, and before what is installed in Python's own folder
         bootstrap()
-    except NoPlace as err:
+    except CannotUnpack as err:
         print(f"{NAME}: {err}", file=sys.stderr)
-        sys.exit(2)
-    except (zipfile.BadZipFile, zlib.error) as err:  # a copy that went wrong
-        print(f"{NAME}: {sys.argv[0]} is damaged: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -52,16 +50,20 @@ def run() -> None:
 
 def give_way(name: str, archive: str) -> ModuleType:
     """`import dicom_echo` with ARCHIVE on sys.path: put its packages there, and the real module in place of ours."""
+    place = sys.path.index(archive) if archive in sys.path else 0  # not there: with a slash at its end, for example
     try:
-        sys.path.insert(sys.path.index(archive), unpack(archive))
-    except NoPlace as err:
+        sys.path.insert(place, unpack(archive))
+    except CannotUnpack as err:
         raise ImportError(f"{NAME}: {err}") from None
     sys.modules.pop(name, None)
     return importlib.import_module(name)
 
 
-class NoPlace(Exception):
-    """No directory to unpack into is private to this user, and has room."""
+class CannotUnpack(Exception):
+    """No directory to unpack into is private to this user, and has room; or the archive is a copy that went wrong."""
+
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError)  # as zipfile tells of it
 
 
 def unpack(archive: str) -> str:
@@ -74,11 +76,13 @@ def unpack(archive: str) -> str:
                 try:
                     return fill(private(base, name), archive, pyz)
                 except OSError as err:
-                    refused.append(f"{base}: {err.strerror}")
+                    refused.append(f"{shown(base)}: {err.strerror}")
+    except DAMAGE as err:
+        raise CannotUnpack(f"{shown(archive)} is damaged: {str(err) or type(err).__name__}") from err
     finally:
         os.umask(umask)
     why = "; ".join(dict.fromkeys(refused)) or "no temporary directory"
-    raise NoPlace(f"nowhere to unpack to ({why}); set SHIV_ROOT to a directory that only you can write to")
+    raise CannotUnpack(f"nowhere to unpack to ({why}); set SHIV_ROOT to a directory that only you can write to")
 
 
 def fill(root: str, archive: str, pyz: zipfile.ZipFile) -> str:

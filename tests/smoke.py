@@ -367,11 +367,33 @@ def test_flags_of_python(host: Host, flags: str) -> None:
     assert host.run("--self-test", flags=flags.split()) == WELL
 
 
-@pytest.mark.parametrize("name", ["PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "PYTHONSAFEPATH", "SHIV_FORCE_EXTRACT"])
-def test_settings_of_python_and_shiv(host: Host, name: str) -> None:
+@pytest.mark.parametrize("name", ["PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "PYTHONSAFEPATH"])
+def test_settings_of_python(host: Host, name: str) -> None:
     """What a user's profile may set."""
     assert host.run(host.peer, **{name: "1"}) == WELL
     assert host.run("--version", **{name: "1"}).code == 0
+
+
+OF_SHIV = {
+    "SHIV_COMPILE_PYC": "0",
+    "SHIV_COMPILE_WORKERS": "many",
+    "SHIV_CONSOLE_SCRIPT": "dicom-echo",
+    "SHIV_ENTRY_POINT": "this",
+    "SHIV_EXTEND_PYTHONPATH": "1",
+    "SHIV_FORCE_EXTRACT": "1",
+    "SHIV_INTERPRETER": "1",
+    "SHIV_MODULE": "this",
+    "SHIV_PREPEND_PYTHONPATH": "hostile",
+}
+
+
+@pytest.mark.parametrize("name", OF_SHIV)
+def test_settings_of_shiv(host: Host, name: str) -> None:
+    """They are for other archives, and for the developers of those. SHIV_ROOT alone is meant for us, too."""
+    make_hostile(host.folder / "work/hostile", CARRIED)
+    assert host.run(host.peer, **{name: OF_SHIV[name]}) == WELL
+    assert host.run("--self-test", **{name: OF_SHIV[name]}) == WELL
+    assert len(host.unpacked()) == 1
 
 
 @pytest.mark.parametrize("encoding", ["cp437", "cp1252", "ascii", "utf-8"])
@@ -471,6 +493,24 @@ def test_shiv_root_where_nothing_can_be_written(host: Host, place: str) -> None:
     """One line; not some other place."""
     assert_one_line(host.run(host.peer, SHIV_ROOT=place), place, "SHIV_ROOT")
     assert list(host.home.iterdir()) == list(host.tmp.iterdir()) == []
+
+
+def test_shiv_root_is_relative(host: Host) -> None:
+    """To where we are; which may not exist any more."""
+    assert host.run(host.peer, SHIV_ROOT="root") == WELL
+    assert len(host.unpacked(host.folder / f"work/root/dicom-echo-{host.uid}")) == 1
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    outcome = host.execute(["sh", "-c", script, "sh", *host.command("--help")], SHIV_ROOT="root")
+    assert_one_line(outcome, "root: No such file or directory", "SHIV_ROOT")
+
+
+def test_shiv_root_that_cannot_be_printed(host: Host) -> None:
+    """The message stays one line, and nothing in it is for a terminal."""
+    root = host.folder / "a\nb\x1b[31m/root"
+    assert_one_line(host.run(host.peer, SHIV_ROOT=str(root)), repr(str(root)), "No such file")
+    root.mkdir(parents=True)
+    root.parent.chmod(0o777)
+    assert_one_line(host.run(host.peer, SHIV_ROOT=str(root)), repr(str(root)), "others can change", "SHIV_ROOT")
 
 
 def test_no_writable_place_at_all(host: Host, namespace: tuple[str, ...]) -> None:
@@ -717,17 +757,60 @@ def test_cache_in_use_stays_young(host: Host) -> None:
     assert time.time() - used.stat().st_mtime < HOUR
 
 
-def test_damaged_archive(host: Host) -> None:
+def zeroed(entry: zipfile.ZipInfo, data: bytearray, header: int) -> None:
+    middle = entry.header_offset + entry.compress_size // 2
+    data[middle : middle + 100] = bytes(100)
+
+
+def unknown_method(entry: zipfile.ZipInfo, data: bytearray, header: int) -> None:
+    data[header + 10] = 99
+
+
+def encrypted(entry: zipfile.ZipInfo, data: bytearray, header: int) -> None:
+    data[header + 8] |= 1
+
+
+def cut_short(entry: zipfile.ZipInfo, data: bytearray, header: int) -> None:
+    data[header + 20 : header + 24] = (9).to_bytes(4, "little")
+
+
+def renamed(entry: zipfile.ZipInfo, data: bytearray, header: int) -> None:
+    data[header + 46] ^= 1
+
+
+MISTAKES = [zeroed, unknown_method, encrypted, cut_short, renamed]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("member", ["bytecode/", "environment.json"])
+def test_damaged_archive(host: Host, member: str, mistake: Callable[[zipfile.ZipInfo, bytearray, int], None]) -> None:
     """A copy that went wrong: one line."""
     data = bytearray(host.archive.read_bytes())
     with zipfile.ZipFile(host.archive) as pyz:
         for entry in pyz.infolist():
-            if entry.filename.startswith("bytecode/"):
-                data[entry.header_offset + 1000 : entry.header_offset + 2000] = bytes(1000)
+            if entry.filename.startswith(member):
+                mistake(entry, data, data.rindex(entry.filename.encode()) - 46)
     broken = host.folder / "dicom-echo.pyz"
     broken.write_bytes(data)
-    assert_one_line(host.execute(host.command("--version", archive=broken)), "dicom-echo.pyz is damaged")
-    assert host.unpacked() == []
+    outcome = host.execute(host.command("--version", archive=broken))
+    if (member, mistake) == ("bytecode/", renamed):
+        assert outcome.code == 0  # it is not found, and made
+    else:
+        assert_one_line(outcome, "dicom-echo.pyz is damaged: ")
+        assert host.unpacked() == []
+
+
+@pytest.mark.parametrize("error", ["EOFError", "KeyError", "NotImplementedError", "zipfile.BadZipFile", "zlib.error"])
+@on_the_newest
+def test_mistake_of_the_program(sources: Host, error: str) -> None:
+    """It is not taken for a damaged archive."""
+    program = f"import zipfile, zlib\ndef main():\n    raise {error}('mine')\n".encode()
+    wrong = sources.folder / "dicom-echo.pyz"
+    rewrite(sources.archive, wrong, lambda name, of: program if name == "site-packages/dicom_echo.py" else of)
+    outcome = sources.execute(sources.command("--version", archive=wrong))
+    assert outcome.code == 1
+    assert outcome.err.startswith("Traceback")
+    assert "damaged" not in outcome.err
 
 
 # --- A Python that the build did not find ----------------------------------------------------------------------------
@@ -1010,6 +1093,16 @@ import dicom_echo as echo
 print(echo.send({host.peer!r}), echo.__name__, echo.EchoResult.__module__)
 """
     assert host.execute([host.python, "-c", script]) == (0, "0 dicom_echo dicom_echo\n", "")
+
+
+@pytest.mark.parametrize("entry", ["{}", "{}/", "./{}"])
+def test_import_by_another_spelling(host: Host, entry: str) -> None:
+    """Of the entry on sys.path, which the import system sees in its own spelling."""
+    shutil.copy(host.archive, host.folder / "work/d.pyz")
+    script = (
+        f"import sys; sys.path.insert(0, {entry.format('d.pyz')!r}); import dicom_echo as echo; print(echo.EchoError)"
+    )
+    assert host.execute([host.python, "-c", script]).code == 0
 
 
 def test_run_as_a_module_of_the_archive(host: Host) -> None:
