@@ -7,6 +7,14 @@ if sys.version_info < (3, 10):
 
 import dicom_echo_start
 
+real = None
+
+
+def __getattr__(name):
+    """For a thread whose own import came while another one was at this, and was given us."""
+    return getattr(real, name)
+
+
 real = dicom_echo_start.give_way("dicom_echo", __spec__.loader.archive)
 if __name__ == "__main__":
     sys.exit(real.main())

@@ -1095,6 +1095,24 @@ print(echo.send({host.peer!r}), echo.__name__, echo.EchoResult.__module__)
     assert host.execute([host.python, "-c", script]) == (0, "0 dicom_echo dicom_echo\n", "")
 
 
+def test_import_in_several_threads(host: Host) -> None:
+    """None of them is left with what stands there until the real module has come."""
+    script = f"""
+import os, sys, threading, time; sys.path.insert(0, {str(host.archive)!r})
+umask = os.umask
+os.umask = lambda mask: (time.sleep(0.2), umask(mask))[1]  # which leaves the others time to come by
+def echo(number):
+    while number and "dicom_echo" not in sys.modules: time.sleep(0.01)
+    import dicom_echo
+    print(dicom_echo.send({host.peer!r}), dicom_echo.EchoResult.__module__ + "\\n", end="")
+threads = [threading.Thread(target=echo, args=[number]) for number in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    for _start in ("first", "second"):
+        assert host.execute([host.python, "-c", script]) == (0, "0 dicom_echo\n" * 8, "")
+
+
 @pytest.mark.parametrize("entry", ["{}", "{}/", "./{}"])
 def test_import_by_another_spelling(host: Host, entry: str) -> None:
     """Of the entry on sys.path, which the import system sees in its own spelling."""
