@@ -14,10 +14,14 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 NAME = "dicom-echo"
+ONCE = f"{NAME}-once-"  # begins the name of a directory for one run
+HOUR, DAY = 60 * 60, 24 * 60 * 60
+KEPT = 30 * DAY  # how long we leave what nobody uses
 if sys.platform != "win32":
     ME = os.geteuid()
 else:
@@ -62,9 +66,7 @@ def private(base: str, name: str) -> str:
     if sys.platform != "win32":  # there, profile and temporary directory are closed to others as they come
         check_way(base)
     if not name:
-        path = tempfile.mkdtemp(prefix=f"{NAME}-", dir=base)
-        atexit.register(shutil.rmtree, path, ignore_errors=True)
-        return path
+        return fresh(base)
     path = os.path.join(base, name)
     if not os.path.lexists(path):
         with suppress(FileExistsError):  # another first start, just now
@@ -73,6 +75,30 @@ def private(base: str, name: str) -> str:
     if (sys.platform != "win32" and (found.st_uid != ME or found.st_mode & 0o077)) or not stat.S_ISDIR(found.st_mode):
         raise PermissionError(errno.EACCES, f"the {name} there is not private to this user")
     return path
+
+
+FRESH: list[str] = []  # to be removed at the end
+
+
+def fresh(base: str) -> str:
+    """A directory for this run. The old ones of runs that could not remove theirs go now."""
+    with suppress(OSError):
+        for entry in os.scandir(base):
+            if entry.name.startswith(ONCE) and entry.stat(follow_symlinks=False).st_uid == ME and unused(entry) > KEPT:
+                shutil.rmtree(entry.path, ignore_errors=True)
+    atexit.register(remove_fresh)
+    FRESH.append(tempfile.mkdtemp(prefix=ONCE, dir=base))
+    return FRESH[-1]
+
+
+def remove_fresh() -> None:
+    while FRESH:
+        shutil.rmtree(FRESH.pop(), ignore_errors=True)
+
+
+def unused(entry: os.DirEntry[str]) -> float:
+    """For how many seconds."""
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime
 
 
 def check_way(path: str) -> None:

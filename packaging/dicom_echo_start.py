@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,15 +24,14 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from dicom_echo_cache import NAME, places, private, shown
+from dicom_echo_cache import DAY, HOUR, KEPT, NAME, places, private, remove_fresh, shown, unused
 
 TAG = f"{sys.implementation.cache_tag}-{importlib.util.MAGIC_NUMBER.hex()}"  # which bytecode this Python reads
-HOUR, DAY = 60 * 60, 24 * 60 * 60
-KEPT = 30 * DAY  # how long the first start of another build leaves a cache that nobody uses
 
 
 def run() -> None:
     """`python dicom-echo.pyz`: shiv calls the entry point and exits with what it returns."""
+    leave_in_order()
     try:
         site_packages = unpack(sys.argv[0])
         for name in [name for name in os.environ if name.startswith("SHIV_")]:
@@ -46,6 +46,19 @@ def run() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def leave_in_order() -> None:
+    """Where a signal ends us, remove the directory of this run first. (dicom_echo takes SIGTERM itself, later.)"""
+    for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+        if number and signal.getsignal(number) == signal.SIG_DFL:  # else nohup, say
+            signal.signal(number, leave)
+
+
+def leave(number: int, _frame: object) -> None:
+    """At once, as without us: an exception would wait for threads, and get lost in a destructor."""
+    remove_fresh()
+    os._exit(128 + number)
 
 
 def give_way(name: str, archive: str) -> ModuleType:
@@ -138,8 +151,7 @@ def prune(root: str) -> None:
     """Remove what no run has used for long: caches of other builds, and parts that a killed run left."""
     for entry in os.scandir(root):
         with suppress(OSError):
-            unused = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if entry.name.endswith(".part") and unused > HOUR:
+            if entry.name.endswith(".part") and unused(entry) > HOUR:
                 os.unlink(entry.path)
-            elif unused > KEPT:
+            elif unused(entry) > KEPT:
                 shutil.rmtree(entry.path)

@@ -589,6 +589,80 @@ def test_every_named_place_is_squatted(host: Host, namespace: tuple[str, ...]) -
         assert list(place.parent.iterdir()) == [place]
 
 
+# On Windows it is what is left without %LOCALAPPDATA%.
+FRESH = """
+import argparse, asyncio, atexit, ctypes, json, logging, pathlib, shutil, signal, socket, ssl, subprocess, tempfile
+import os
+sys.platform = "win32"
+def end(*_, **__):
+    os.kill(os.getpid(), getattr(signal, 'SIG{}'))
+"""
+ENDING = {"TERM": 143, "HUP": 129}
+
+
+@pytest.mark.parametrize("name", ENDING)
+@pytest.mark.parametrize("moment", ["tempfile.mkstemp", "os.replace", "json.loads"])
+def test_fresh_directory_is_removed_at_the_end_of_a_terminated_start(host: Host, name: str, moment: str) -> None:
+    """Before dicom_echo takes signals."""
+    command = driven(host, FRESH.format(name) + f"{moment} = end", host.peer)
+    assert host.execute(command, LOCALAPPDATA=None) == (ENDING[name], "", "")
+    assert list(host.tmp.iterdir()) == list(host.home.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_fresh_directory_is_removed_at_the_end_of_a_terminated_echo(host: Host, name: str) -> None:
+    """Soon: it is not for us to wait for the peer."""
+    with RawPeer((ReceiveSome(),)) as peer:
+        command = driven(host, FRESH, peer.address, "-t", "20")
+        with host.start(command, LOCALAPPDATA=None) as process:
+            while not (peer.received and peer.received[0].raw) and process.poll() is None:
+                time.sleep(0.01)
+            assert [path.name for path in host.tmp.glob("dicom-echo-once-*")] != []
+            process.send_signal(getattr(signal, f"SIG{name}"))
+            assert process.wait(timeout=5) == ENDING[name]
+    assert list(host.tmp.iterdir()) == []
+
+
+def test_terminated_between_echoes(host: Host) -> None:
+    """143, and the statistics of what was."""
+    with host.start(host.command(host.peer, "-c", "0", "-i", "0.1")) as process:
+        assert process.stdout
+        seen = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        outcome = ended(process)
+    assert b"seq=2" in seen[2]
+    assert outcome.code == 143
+    assert " echo statistics ---" in outcome.out
+
+
+def test_ignored_hangup_stays_ignored(host: Host) -> None:
+    """As nohup has it."""
+    ignoring = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\natexit.register(end)"
+    command = driven(host, FRESH.format("HUP") + ignoring, host.peer)
+    assert host.execute(command, LOCALAPPDATA=None) == WELL
+
+
+def test_import_leaves_signals_alone(host: Host) -> None:
+    """They are somebody else's."""
+    probe = "import signal; print(*map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP)))"
+    before = host.execute([host.python, "-c", probe])
+    assert host.execute([host.python, "-c", f"import dicom_echo; {probe}"], PYTHONPATH=str(host.archive)) == before
+
+
+def test_old_fresh_directories_go_away(host: Host) -> None:
+    """Those of killed runs; nobody else's, and nothing else of ours."""
+    names = {"dicom-echo-once-old": 31, "dicom-echo-once-recent": 29, "dicom-echo-0": 31, "another": 31}
+    if os.geteuid() == 0:
+        names["dicom-echo-once-not-ours"] = 31
+    for name, days in names.items():
+        (host.tmp / name / "of.pyz_0").mkdir(parents=True)
+        if name.endswith("ours"):
+            os.chown(host.tmp / name, NOBODY, NOBODY)
+        age(host.tmp / name, days * DAY)
+    assert host.execute(driven(host, FRESH, host.peer), LOCALAPPDATA=None) == WELL
+    assert {path.name for path in host.tmp.iterdir()} == set(names) - {"dicom-echo-once-old"}
+
+
 @pytest.mark.parametrize("mode", ["777", "775"])
 def test_way_to_the_cache_that_others_can_change(host: Host, mode: str) -> None:
     """They could put another directory in the stead of ours. Not so where it is sticky, like /tmp."""
