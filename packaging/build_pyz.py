@@ -59,7 +59,8 @@ EMPTIED = {  # imported by pydicom in vain here: sample data and their downloade
     "pydicom/examples/__init__.py": "",
 }
 # A set in bytecode is written in the order of its hashes; the rest is about whose settings count: none.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {
+FOREIGN = ("PYTHON", "SHIV_", "SOURCE_DATE_EPOCH")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
 }
@@ -81,7 +82,7 @@ def main() -> None:
         build_id = describe(stage, pythons)
         files = packed_by_shiv(stage, build_id) | {name: (HERE / name).read_bytes() for name in START_UP}
         files |= bytecode(files, pythons)
-        run("-m", "cyclonedx_py", "environment", "-S", "--output-reproducible", "-o", sbom, sys.executable, path=stage)
+        list_materials(stage, sbom)
     pyz.write_bytes(zipped(files, zipfile.ZIP_DEFLATED, b"#!/usr/bin/env python3\n"))
     pyz.chmod(0o755)
     sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (sbom, pyz))
@@ -121,13 +122,19 @@ def prune(stage: Path) -> None:
 def found_pythons() -> dict[str, str]:
     """Version and interpreter of those that we compile for."""
     found = {}
+    path = os.pathsep.join(filter(is_of_the_host, os.environ.get("PATH", "").split(os.pathsep)))
     for wanted in PYTHONS:
         try:
-            python = shutil.which(f"python{wanted}") or ""
+            python = shutil.which(f"python{wanted}", path=path) or ""
             found[run("-c", "import platform; print(platform.python_version())", python=python).strip()] = python
         except (OSError, subprocess.CalledProcessError):
             print(f"no python{wanted} on PATH: it will compile on its first run", file=sys.stderr)
     return found
+
+
+def is_of_the_host(directory: str) -> bool:
+    """Not of a virtual environment, such as nox runs this in: there, the Python is whichever runs nox."""
+    return not Path(directory).with_name("pyvenv.cfg").exists()
 
 
 def describe(stage: Path, pythons: dict[str, str]) -> str:
@@ -141,6 +148,18 @@ def describe(stage: Path, pythons: dict[str, str]) -> str:
     build_id = digest.hexdigest()[:16]
     (stage / "dicom_echo_build.json").write_text(json.dumps({"build_id": build_id, **facts}), encoding="ascii")
     return build_id
+
+
+def list_materials(stage: Path, sbom: Path) -> None:
+    """The archive is the root of what is listed: it needs us and shiv, and so on."""
+    (version,) = (of.version for of in metadata.distributions(path=[str(stage)]) if of.name == "dicom-echo")
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch, "pyproject.toml")
+        project = {"name": "dicom-echo.pyz", "version": version, "dependencies": ["dicom-echo", "shiv"]}
+        lines = (f"{key} = {json.dumps(value)}\n" for key, value in project.items())
+        root.write_text("[project]\n" + "".join(lines), encoding="ascii")
+        tool = ("-m", "cyclonedx_py", "environment", "-S", "--output-reproducible", "--pyproject", root, "-o", sbom)
+        run(*tool, sys.executable, path=stage)
 
 
 def packed_by_shiv(stage: Path, build_id: str) -> Files:

@@ -1,7 +1,8 @@
 """The same commit makes the same archive: `pytest tests/reproducible.py`. It takes two minutes and uses the network.
 
 Two copies of the sources, one with a space and an é in its path, are built by the oldest and the newest Python here,
-with different homes, umasks, locales, time zones and hash seeds.
+with different homes, umasks, locales, time zones, hash seeds and dates. As with nox, the virtual environment that the
+build runs in comes first on PATH; its Python is no reason to compile for another one than the host's.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ def build(python: Python, folder: Path, umask: int, **settings: str) -> dict[str
     environment = os.environ | {
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path("~/.cache/pip").expanduser()))
     }
-    environment |= {"HOME": str(home), **settings}
     tools = home / "tools/bin/python"
+    environment |= {"HOME": str(home), "PATH": os.pathsep.join([str(tools.parent), os.environ["PATH"]]), **settings}
 
     def run(*command: str | Path) -> None:
         subprocess.run(command, cwd=folder, env=environment, umask=umask, check=True)
 
     run(python.path, "-m", "venv", home / "tools")
     run(tools, "-m", "pip", "install", "-q", "--require-hashes", "-r", "packaging/build.lock")
+    for other in {f"python3.{other.version[1]}" for other in GOOD} - {f"python3.{python.version[1]}"}:
+        (tools.parent / other).symlink_to(shutil.which("false") or "false")
     run(tools, "-m", "build", "--wheel", "--no-isolation", "--outdir", home)
     run(tools, "packaging/build_pyz.py", *home.glob("*.whl"), "--out", "dist")
     return {name: hashlib.sha256((folder / "dist" / name).read_bytes()).hexdigest() for name in BUILT}
@@ -50,7 +53,8 @@ def test_the_same_bytes_come_out(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "over thére"
     here.mkdir()
     there.mkdir()
+    one = {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000"}
+    other = {"LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000"}
     with ThreadPoolExecutor() as pool:
-        one = pool.submit(build, GOOD[0], here, 0o022, LC_ALL="C", TZ="UTC", PYTHONHASHSEED="1")
-        other = pool.submit(build, GOOD[-1], there, 0o077, LC_ALL="C.UTF-8", TZ="Asia/Tokyo", PYTHONHASHSEED="2")
-    assert one.result() == other.result()
+        builds = [pool.submit(build, GOOD[0], here, 0o022, **one), pool.submit(build, GOOD[-1], there, 0o077, **other)]
+    assert builds[0].result() == builds[1].result()

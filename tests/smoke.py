@@ -1262,6 +1262,11 @@ def test_bill_of_materials(carried: Path) -> None:
     assert listed.items() >= locked().items()
     found = {re.fullmatch(r"(.+)-(.+)\.dist-info/METADATA", name) for name in members(carried)} - {None}
     assert {match[1].replace("_", "-") for match in found if match} == set(listed)
+    root = bill["metadata"]["component"]
+    assert (root["name"], root["version"], root["type"]) == (ARCHIVE.name, listed["dicom-echo"], "application")
+    needs = {entry["ref"]: entry.get("dependsOn", []) for entry in bill["dependencies"]}
+    assert {ref.partition("==")[0] for ref in needs[root["bom-ref"]]} == {"dicom-echo", "shiv"}
+    assert set(needs) == {root["bom-ref"], *(component["bom-ref"] for component in bill["components"])}
 
 
 def test_licences(carried: Path) -> None:
