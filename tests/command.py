@@ -62,9 +62,13 @@ def start_process(
     stderr: int = subprocess.PIPE,
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed."""
+    """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed.
+
+    Its coverage is not measured: an exception that a signal raises within coverage leaves a lock there locked for ever.
+    """
+    env = {name: value for name, value in environment(**changes).items() if not name.startswith("COVERAGE_")}
     with subprocess.Popen(
-        command, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
+        command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
     ) as process:
         try:
             yield process
