@@ -81,6 +81,7 @@ _FAMILIES = (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
 _DEFAULT_TIMEOUT = 10.0
 _LONGEST = 86400.0  # a day: longer waits are mistakes, and much longer ones more than the system can count
 _DEFAULT_JOBS = 32
+_SLOW = 0.5  # seconds for an association, from which on a reason is given
 _RELEASE_TIMEOUT = 1.0  # the verdict stands by then: what follows may not cost more
 
 _UID = re.compile(r"(?=.{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")  # PS3.5 9.1
@@ -820,6 +821,8 @@ class _Association:
         with journal.phase(Phase.echo):
             answer = self._exchange(self._dialogue.echo(journal.result.message_id), _Answered)
         journal.write(status=answer.status)
+        if _is_slow_to_associate_only(journal.result.timings):
+            journal.note("only the association was slow: the peer may be looking the address of this host up in DNS")
         if answer.comment:
             journal.note(f"error comment of the peer: {answer.comment}")
 
@@ -855,6 +858,11 @@ class _Association:
         last_words = b"" if over else self._dialogue.abort()
         _trace("sent", last_words, f"to {self._request.target}")
         self._wire.hang_up(last_words)
+
+
+def _is_slow_to_associate_only(timings: Mapping[Phase, float]) -> bool:
+    association = timings.get(Phase.associate, 0.0)
+    return association > _SLOW and association > 10 * (timings.get(Phase.connect, 0.0) + timings[Phase.echo])
 
 
 # -- 6. wire -----------------------------------------------------------------------------------------------------------
@@ -2516,7 +2524,10 @@ def _listener(host: str) -> Iterator[str]:
 
 # -- 12. command -------------------------------------------------------------------------------------------------------
 
-_DESCRIPTION = "Ask DICOM nodes whether they answer: send a C-ECHO (PS3.7 9.1.5) and say what happened."
+_DESCRIPTION = (
+    "Ask DICOM nodes whether they answer: send a C-ECHO (PS3.7 9.1.5) and say what happened. "
+    "A success does not show that this AE title may query or store."
+)
 _EPILOG = (
     "exit codes: 0 every echo was answered with Success; 1 a peer answered, but not with Success; "
     "2 the command line is wrong, nothing was sent (or the results cannot be written); "

@@ -482,11 +482,27 @@ def test_timings_are_those_of_the_phases_that_ran(peer: RawPeer) -> None:
 
 
 def test_a_slow_phase_shows_in_its_own_timing() -> None:
-    slow: Script = (Expect(A_ASSOCIATE_RQ), Pause(0.15), Send(accept_proposal), Serve())
-    with RawPeer(slow) as peer:
+    with RawPeer(slow(accept=1, echo=0)) as peer:
         timings = echo.probe(peer.address).timings
-    assert timings[Phase.associate] >= 0.14
-    assert sum(seconds for phase, seconds in timings.items() if phase != Phase.associate) < 0.1
+    assert timings[Phase.associate] >= 0.9
+    assert sum(seconds for phase, seconds in timings.items() if phase != Phase.associate) < 0.9
+
+
+def slow(accept: float, echo: float) -> Script:
+    """A peer that takes so many seconds for each answer."""
+    answer = (Send(accept_proposal), Expect(P_DATA_TF), Pause(echo), Send(echo_rsp(1)), Serve())
+    return (Expect(A_ASSOCIATE_RQ), Pause(accept), *answer)
+
+
+@pytest.mark.parametrize(
+    ("accept", "echo_", "noted"), [(4, 0, True), (0.1, 0, False), (1.2, 0.4, False), (0, 1, False)]
+)
+def test_a_slow_association_alone_has_a_likely_reason(accept: float, echo_: float, noted: bool) -> None:
+    with RawPeer(slow(accept, echo_)) as peer:
+        result = echo.probe(peer.address, message_id=1)
+    assert result.ok
+    note = "only the association was slow: the peer may be looking the address of this host up in DNS"
+    assert result.notes == ((note,) if noted else ())
 
 
 def test_a_result_cannot_be_changed(peer: RawPeer) -> None:
