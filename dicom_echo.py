@@ -425,11 +425,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class TLSInfo:
-    """The TLS session; ``certificate_expiry`` is None where the certificate was not verified."""
+    """The TLS session, and the certificate of the peer; None is an expiry that cannot be read."""
 
     version: str
     cipher: str
     certificate_expiry: datetime | None
+    certificate_verified: bool
 
 
 class _Timings(Mapping[Phase, float]):
@@ -1206,16 +1207,28 @@ def _tls_failed(error: Exception) -> TLSFailed:
 
 
 def _describe_tls(sock: ssl.SSLSocket) -> TLSInfo:
-    import ssl
-
-    expiry = (sock.getpeercert() or {}).get("notAfter")
     return TLSInfo(
         version=sock.version() or "",
         cipher=(sock.cipher() or ("",))[0],
-        certificate_expiry=datetime.fromtimestamp(ssl.cert_time_to_seconds(str(expiry)), timezone.utc)
-        if expiry
-        else None,
+        certificate_expiry=_not_after(sock.getpeercert(binary_form=True) or b""),
+        certificate_verified=sock.context.verify_mode != 0,
     )
+
+
+# X.509 (RFC 5280 4.1.2.5): of two times in a row, each as UTCTime or as GeneralizedTime, the second.
+_VALIDITY = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)")
+
+
+def _not_after(certificate: bytes) -> datetime | None:
+    """When a certificate expires; the ssl module tells that only of those that it has verified."""
+    found = _VALIDITY.search(certificate)
+    if not found:
+        return None
+    digits = found[2] or (b"19" if found[1] >= b"50" else b"20") + found[1]
+    try:
+        return datetime.strptime(digits.decode(), "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None
 
 
 # -- 7. dialogue -------------------------------------------------------------------------------------------------------
@@ -2259,8 +2272,9 @@ def _particulars(result: EchoResult) -> Iterator[str]:
         yield f"   accepted  maximum PDU length {limit}, transfer syntax {_syntax_name(said.transfer_syntax)}"
     if tls := result.tls:
         expiry = tls.certificate_expiry
-        until = f"certificate valid until {expiry:%Y-%m-%d %H:%M} UTC" if expiry else "certificate not verified"
-        yield f"   tls       {tls.version}, {tls.cipher}, {until}"
+        until = f"valid until {expiry:%Y-%m-%d %H:%M} UTC" if expiry else "of unknown expiry"
+        verified = "" if tls.certificate_verified else "not verified, "
+        yield f"   tls       {tls.version}, {tls.cipher}, certificate {verified}{until}"
     yield from _notes(result)
 
 

@@ -324,6 +324,7 @@ def test_tls_from_python(tls_peer: Peer, tls_files: TlsFiles) -> None:
     assert result.tls.certificate_expiry is not None
     assert result.tls.certificate_expiry.utcoffset() == timedelta(0)
     assert result.tls.certificate_expiry > datetime.now(timezone.utc)
+    assert result.tls.certificate_verified
 
 
 def test_the_default_port_over_tls_is_2762() -> None:
@@ -346,7 +347,7 @@ def test_json_tells_of_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) 
     assert code == 0
     assert list(result["phases_ms"]) == ["resolve", "connect", "tls", "associate", "echo", "release"]
     tls = result["tls"]
-    assert set(tls) == {"version", "cipher", "certificate_expiry"}
+    assert set(tls) == {"version", "cipher", "certificate_expiry", "certificate_verified"}
     assert tls["version"] in ("TLSv1.2", "TLSv1.3")
     assert tls["cipher"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", tls["certificate_expiry"])
@@ -457,12 +458,34 @@ def test_without_verification(capsys: Capsys, tls_peer: Peer, option: str) -> No
     code, out, err = run_main(capsys, "--tls", option, "-v", tls_peer.address)
     assert (code, err) == (0, "")
     assert out.startswith("✅ Success\n")
-    assert "certificate not verified" in out
+    assert re.search(r", certificate not verified, valid until \d{4}-\d\d-\d\d \d\d:\d\d UTC$", out, re.MULTILINE)
 
 
-def test_json_without_verification(capsys: Capsys, tls_peer: Peer) -> None:
-    code, result = probe_json(capsys, "--tls", "-k", tls_peer.address)
-    assert (code, result["tls"]["certificate_expiry"]) == (0, None)
+@pytest.mark.parametrize("expiry", ["1999-12-31 23:59:58", "2049-12-31 23:59:59", "2050-01-01 00:00:00", "9999-12-31"])
+@pytest.mark.parametrize("verified", [False, True])
+def test_the_expiry_is_that_of_the_certificate(
+    authority: trustme.CA, tls_files: TlsFiles, expiry: str, verified: bool
+) -> None:
+    """Verified or not, in each of the two forms that X.509 has for a time."""
+    last = datetime.fromisoformat(expiry)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1", not_before=datetime(1990, 1, 1), not_after=last)
+    certificate.configure_cert(context)
+    ours = client_context(tls_files)
+    if not verified:
+        ours.check_hostname, ours.verify_mode = False, ssl.CERT_NONE
+    with tls_server(context, hang_up=True) as address:
+        tls = echo.probe(address, tls=ours, timeout=5).tls
+    if verified and last.year < 2000:
+        assert tls is None
+    else:
+        assert tls is not None
+        assert (tls.certificate_expiry, tls.certificate_verified) == (last.replace(tzinfo=timezone.utc), verified)
+
+
+@pytest.mark.parametrize("certificate", [b"", b"\x17\x0d201301000000Z" * 2, b"\x18\x0f20251301000000Z" * 2])
+def test_an_expiry_that_cannot_be_read_is_none(certificate: bytes) -> None:
+    assert echo._not_after(certificate) is None
 
 
 def test_a_client_certificate_is_wanted(capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
