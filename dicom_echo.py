@@ -2986,6 +2986,10 @@ def _flush() -> _Exit:
     return code
 
 
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT. Once a plain KeyboardInterrupt has left a text that `exec` runs, Python ends itself by the signal."""
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends the run as Ctrl-C does, but for the exit code."""
 
@@ -3022,7 +3026,7 @@ class _Signals:
 
     def _take(self, number: int, _frame: object) -> None:
         again = self._asked is not None  # who asks twice waits no longer
-        self._asked = _Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        self._asked = _Terminated() if number == signal.SIGTERM else _Interrupted()
         self._remind()
         if again or not self._holding:
             raise self._asked

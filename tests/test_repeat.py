@@ -1,6 +1,7 @@
 """Repeats: the interval, the lines and the summary, message ids, one association or many, interruptions."""
 
 import itertools
+import os
 import re
 import signal
 import socket
@@ -9,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
-from command import Outcome, command_line, environment, run_main, run_process, start_process
+from command import MODULE, Outcome, command_line, environment, run_main, run_process, start_process
 from peers import Peer
 from rawpeer import (
     A_ABORT,
@@ -359,6 +361,19 @@ def test_the_caller_s_signals_and_timer_stay_his(capsys: pytest.CaptureFixture[s
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert ([signal.getsignal(number) for number in numbers], sys.unraisablehook) == (before, hook)
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_in_a_text_that_is_run_has_its_exit_code(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """As each dataclass that is imported runs one."""
+    script = SIGNALLED_IN_A_DESTRUCTOR.replace("del self.dying", f"exec('signal.raise_signal({number.value})')")
+    (tmp_path / "driver.py").write_text(script.format(dying="pass"))
+    env = environment(PYTHONPATH=os.pathsep.join([str(MODULE.parent), str(tmp_path)]))
+    outcome = run_process([sys.executable, "-m", "driver", "127.0.0.1:1"], env)
+    assert (outcome.code, outcome.err) == (code, "")
 
 
 def test_any_other_failure_in_a_destructor_is_still_told() -> None:
