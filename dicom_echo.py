@@ -2933,7 +2933,7 @@ class _Conductor:
 
     def _follow(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
         try:
-            with contextlib.closing(events):
+            with self._signals.unwrapped(), contextlib.closing(events):
                 self._print(self._report.opening())
                 self._progress(f"0 of {self._targets} done")
                 for event in events:
@@ -3017,7 +3017,8 @@ class _Signals:
                 signal.signal(number, self._take)
         sys.unraisablehook = functools.partial(self._hush, hook)
         try:
-            yield
+            with self.unwrapped():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
@@ -3039,6 +3040,16 @@ class _Signals:
     def _insist(self, _number: int, _frame: object) -> None:
         if self._asked:
             raise self._asked
+
+    @contextlib.contextmanager
+    def unwrapped(self) -> Iterator[None]:
+        """Whatever an interruption has become on its way is one: creating a class makes a RuntimeError of it."""
+        try:
+            yield
+        except Exception:
+            if self._asked:
+                raise self._asked from None
+            raise
 
     def heard(self) -> None:
         """The interruption has come to where it is dealt with."""

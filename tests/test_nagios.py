@@ -156,6 +156,7 @@ def test_an_interruption_before_the_first_echo_is_unknown(tmp_path: Path) -> Non
     os.mkfifo(targets)
     command = command_line("--format", "nagios", "-T", targets)
     with start_process(command) as process, being_read(targets):
+        time.sleep(1)  # what comes just before a system call blocks is seen only after it
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (3, "DICOM ECHO UNKNOWN - interrupted\n")

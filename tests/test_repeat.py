@@ -363,13 +363,24 @@ def test_the_caller_s_signals_and_timer_stay_his(capsys: pytest.CaptureFixture[s
     assert ([signal.getsignal(number) for number in numbers], sys.unraisablehook) == (before, hook)
 
 
+TEXT = "exec('signal.raise_signal({})')"  # as each dataclass that is imported runs one
+CLASS = """
+        class Named:
+            def __set_name__(self, *_):
+                signal.raise_signal({})
+        class Holder:
+            named = Named()
+"""
+
+
 @posix_only
+@pytest.mark.parametrize("place", [TEXT, CLASS], ids=["text", "class"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_in_a_text_that_is_run_has_its_exit_code(
-    tmp_path: Path, number: signal.Signals, code: int
+def test_an_interruption_has_its_exit_code_wherever_it_comes(
+    tmp_path: Path, place: str, number: signal.Signals, code: int
 ) -> None:
-    """As each dataclass that is imported runs one."""
-    script = SIGNALLED_IN_A_DESTRUCTOR.replace("del self.dying", f"exec('signal.raise_signal({number.value})')")
+    """From the one, Python remembers a plain KeyboardInterrupt; from the other, older ones raise a RuntimeError."""
+    script = SIGNALLED_IN_A_DESTRUCTOR.replace("del self.dying", place.format(number.value))
     (tmp_path / "driver.py").write_text(script.format(dying="pass"))
     env = environment(PYTHONPATH=os.pathsep.join([str(MODULE.parent), str(tmp_path)]))
     outcome = run_process([sys.executable, "-m", "driver", "127.0.0.1:1"], env)
