@@ -1584,7 +1584,7 @@ def _decoding(what: str) -> Iterator[None]:
     """The one place where the decoders' surprise, which may be any exception, becomes a ProtocolError."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # any: the decoders raise what they like
         raise ProtocolError(f"malformed {what}", hint="-d shows its bytes") from error
 
 
@@ -3046,7 +3046,7 @@ class _Signals:
         """Whatever an interruption has become on its way is one: creating a class makes a RuntimeError of it."""
         try:
             yield
-        except Exception:
+        except Exception:  # any: what it became depends on where it came
             if self._asked:
                 raise self._asked from None
             raise

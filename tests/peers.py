@@ -29,7 +29,7 @@ from typing import IO, Any
 import trustme
 from pynetdicom import AE, evt
 from pynetdicom.events import Event, EventHandlerType
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at run time
 from rawpeer import Endpoint, family_of
 
 START_SECONDS = 20.0

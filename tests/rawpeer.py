@@ -720,7 +720,7 @@ class RawPeer:
                 step.run(link)
         except (Over, OSError):
             pass  # the connection is gone, or its TLS handshake failed: for the test to judge at the client's end
-        except Exception as error:
+        except Exception as error:  # any: it belongs to the test, not to this thread
             self._errors.append(error)
         finally:
             link.sock.close()

@@ -478,7 +478,7 @@ def test_timings_are_those_of_the_phases_that_ran(peer: RawPeer) -> None:
     assert all(isinstance(seconds, float) and seconds >= 0 for seconds in result.timings.values())
     assert result.total == pytest.approx(sum(result.timings.values()))
     assert result.total <= elapsed
-    assert result.timings[Phase.echo] == result.timings["echo"]  # type: ignore[index]
+    assert result.timings[Phase.echo] == result.timings["echo"]  # type: ignore[index]  # a phase equals its name
 
 
 def test_a_slow_phase_shows_in_its_own_timing() -> None:
@@ -512,7 +512,7 @@ def test_a_result_cannot_be_changed(peer: RawPeer) -> None:
             setattr(result, each.name, None)
     assert result.peer is not None
     with pytest.raises(dataclasses.FrozenInstanceError):
-        result.peer.max_pdu = 0  # type: ignore[misc]
+        result.peer.max_pdu = 0  # type: ignore[misc]  # what is wrong is tried
     for name in ("ok", "status_text", "kind", "total", "target"):
         with pytest.raises(AttributeError):
             setattr(result, name, None)
@@ -610,7 +610,7 @@ def test_results_can_be_hashed_and_made_into_a_dict(error: type[EchoError], kind
     assert [dict(each["timings"]) for each in made] == [dict(result.timings) for result in results]
     assert type(made[0]["error"]) is error
     with pytest.raises(TypeError):
-        results[0].timings[Phase.echo] = 0.0  # type: ignore[index]
+        results[0].timings[Phase.echo] = 0.0  # type: ignore[index]  # what is wrong is tried
 
 
 @failures

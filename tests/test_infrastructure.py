@@ -18,7 +18,7 @@ import rawpeer
 import trustme
 from peers import Peer, TlsFiles
 from pynetdicom import AE
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at run time
 from rawpeer import Endpoint, RawPeer
 
 

@@ -254,7 +254,7 @@ def test_the_peer_sees_the_source(capsys: Capsys, source: str) -> None:
     seen = []
 
     def opened(event: Event) -> None:
-        seen.append(event.address[0])  # type: ignore[attr-defined]
+        seen.append(event.address[0])  # type: ignore[attr-defined]  # each kind of event has its own
 
     with run_pynetdicom(handlers=[(EVT_CONN_OPEN, opened)]) as peer:
         code, result = probe_json(capsys, "--source", source, peer.address)
