@@ -1,73 +1,79 @@
-"""Ask a DICOM node whether it answers: send a C-ECHO and say truthfully what happened.
+"""Send a DICOM C-ECHO ("DICOM ping") and report which step failed, why, and what to do.
 
     >>> import dicom_echo as echo
     >>> echo.send("ANY-SCP@pacs:11112")  # doctest: +SKIP
     0
 
-The chapters of this file, in reading order:
+The verbs:
 
-1. vocabulary: constants, phases, exit codes
-2. errors: what can go wrong, whose fault it is and what to do about it
-3. address: ``[AE-TITLE@]HOST[:PORT]``
-4. result: what one echo has shown
-5. verbs: `send`, `probe` and `probe_many`
-6. wire: resolve, connect, TLS, bytes in and out, one deadline over all of it
-7. dialogue: the association as the requestor sees it; bytes in, events out, no I/O
-8. codec: pynetdicom encodes and decodes every PDU and command set
-9. campaign: repeats, waiting, many targets
-10. reports: results as text, JSON, for Nagios and for Prometheus
-11. other side: a peer to try the tool against
-12. command: the command line
+- `send` returns the status of the answer and raises an `EchoError` where there is none.
+- `probe` returns an `EchoResult` with all that one echo has shown, and raises only for the caller's mistakes.
+- `probe_many` asks many peers at once and yields each `EchoResult` as it comes.
 
-What each step means is said in the standard's own terms: PS3.7 (C-ECHO) and PS3.8 (association).
+Steps are named and explained in the standard's own terms: PS3.7 (C-ECHO) and PS3.8 (association).
 """
+
+# The chapters of this file, in reading order:
+#
+#  1. vocabulary   constants and phases
+#  2. errors       what can go wrong, and what to do about it
+#  3. address      [AE-TITLE@]HOST[:PORT]
+#  4. request      what is asked, and what has come of it
+#  5. verbs        send, probe, probe_many
+#  6. echo         one echo from beginning to end
+#  7. wire         name look-up, TCP and TLS; what an echo can wait for
+#  8. dialogue     the association as its requestor sees it: bytes in, events out, no I/O
+#  9. codec        PDUs and command sets: requests encoded by pynetdicom, answers read here
+# 10. turns        the loop in which many echoes take turns
+# 11. campaign     repeats, intervals, retries; what they add up to
+# 12. reports      results in, lines out: text, JSON, Nagios, Prometheus
+# 13. other end    a peer to try this tool, or a modality, against
+# 14. command      the command line
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import enum
+import errno
 import functools
-import importlib.util
-import io
-import ipaddress
+import heapq
+import importlib.machinery
 import itertools
-import json
 import logging
 import math
 import os
-import queue
 import re
-import shutil
-import signal
+import selectors
 import socket
 import sys
 import threading
 import time
-import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TextIO, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Optional, TypedDict, TypeVar, cast
 
 if TYPE_CHECKING:
+    import argparse
+    import queue
     import ssl
+    from typing import TextIO
 
     from typing_extensions import Unpack
 
 __version__ = "0.4.0"
-__version_tuple__ = tuple(int(part) for part in __version__.split("."))
+__version_tuple__ = (0, 4, 0)
 
 __all__ = [
-    "DEFAULT_CALLED_AE_TITLE", "DEFAULT_CALLING_AE_TITLE", "Aborted", "Address", "AddressError", "ConnectionLost",
-    "Counter", "EchoError", "EchoResult", "NotSupported", "Options", "Peer", "Phase", "ProtocolError", "Rejected",
-    "TLSFailed", "TLSInfo", "TimedOut", "Unreachable", "counter", "parse_address", "probe", "probe_many", "send",
+    "send", "probe", "probe_many", "parse_address", "Address", "EchoResult", "Peer", "TLSInfo", "Phase", "Identity",
+    "Options", "Counter", "counter", "DEFAULT_CALLED_AE_TITLE", "DEFAULT_CALLING_AE_TITLE",
+    "EchoError", "AddressError", "Unreachable", "ConnectionLost", "TLSFailed", "TimedOut", "Rejected", "NotSupported",
+    "Aborted", "ProtocolError",
 ]  # fmt: skip
 
 _log = logging.getLogger("dicom_echo")
+_T = TypeVar("_T")
 
 
 # -- 1. vocabulary -----------------------------------------------------------------------------------------------------
@@ -77,18 +83,15 @@ DEFAULT_CALLING_AE_TITLE = "ECHOSCU"
 
 _DEFAULT_PORT = 104  # acr-nema
 _DEFAULT_TLS_PORT = 2762  # dicom-tls
-_FAMILIES = (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
 _DEFAULT_TIMEOUT = 10.0
-_LONGEST = 86400.0  # a day: longer waits are mistakes, and much longer ones more than the system can count
+_MAX_SECONDS = 86400.0  # a day; the system's own limits are far above
 _DEFAULT_JOBS = 32
-_SLOW = 0.5  # seconds for an association, from which on a reason is given
-_RELEASE_TIMEOUT = 1.0  # the verdict stands by then: what follows may not cost more
+_RELEASE_TIMEOUT = 1.0  # the verdict stands by then, so what follows may not cost more
 
 _UID = re.compile(r"(?=.{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")  # PS3.5 9.1
 _VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 Annex A
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 _CONTEXT_ID = 1
-_C_ECHO_RSP = 0x8030
 
 _TRANSFER_SYNTAXES = {
     "implicit": "1.2.840.10008.1.2",
@@ -97,12 +100,12 @@ _TRANSFER_SYNTAXES = {
     "big-endian": "1.2.840.10008.1.2.2",
 }
 
-# PS3.7 D.3.3.2: a UID made from a UUID (PS3.5 B.2) needs no registered root.
+# A UID made from a UUID (PS3.5 B.2) needs no registered root.
 _IMPLEMENTATION_CLASS_UID = "2.25.233710274061387460427214318917360127505"
 _IMPLEMENTATION_VERSION_NAME = f"DICOM_ECHO_{__version__.replace('.', '')}"
 
-# A peer says how long its PDU is before it sends it: nothing that an echo needs comes near this.
-_MAX_PDU_LENGTH = 1 << 17  # more would take seconds to decode, which no deadline can interrupt
+# Bounds on what a peer may announce: an echo needs a few hundred bytes; decoding more could outlast the time limit.
+_MAX_PDU_LENGTH = 1 << 17
 _MAX_COMMAND_LENGTH = 1 << 16
 
 
@@ -119,92 +122,132 @@ class Phase(str, enum.Enum):
     __str__ = str.__str__
 
 
-class _Exit(enum.IntEnum):
-    """What the process tells its caller; the highest of several targets wins."""
+_PDU_NAMES = {
+    1: "A-ASSOCIATE-RQ",
+    2: "A-ASSOCIATE-AC",
+    3: "A-ASSOCIATE-RJ",
+    4: "P-DATA-TF",
+    5: "A-RELEASE-RQ",
+    6: "A-RELEASE-RP",
+    7: "A-ABORT",
+}
 
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NO_ANSWER = 3
-    INTERRUPTED = 130
-    TERMINATED = 143
+# PS3.7 9.3.5.2 and Annex C
+_STATUS_TEXTS = {
+    0x0000: "Success",
+    0x0105: "no such attribute",
+    0x0106: "invalid attribute value",
+    0x0107: "attribute list error",
+    0x0110: "processing failure",
+    0x0111: "duplicate SOP instance",
+    0x0112: "no such SOP instance",
+    0x0113: "no such event type",
+    0x0114: "no such argument",
+    0x0115: "invalid argument value",
+    0x0116: "attribute value out of range",
+    0x0117: "invalid SOP instance",
+    0x0118: "no such SOP class",
+    0x0119: "class-instance conflict",
+    0x0120: "missing attribute",
+    0x0121: "missing attribute value",
+    0x0122: "SOP class not supported",
+    0x0123: "no such action",
+    0x0124: "not authorized",
+    0x0210: "duplicate invocation",
+    0x0211: "unrecognized operation",
+    0x0212: "mistyped argument",
+    0x0213: "resource limitation",
+}
+
+
+def _status_text(status: int) -> str:
+    """The name of a status or, if it has none, its class (PS3.7 Annex C)."""
+    if status in _STATUS_TEXTS:
+        return _STATUS_TEXTS[status]
+    first = f"{status:04X}"
+    if first[:2] in ("01", "02") or first[0] in "AC":
+        return "an unnamed failure"
+    if status == 0x0001 or first[0] == "B":
+        return "an unnamed warning"
+    return "cancelled" if status == 0xFE00 else "pending" if first[:2] == "FF" else "not a status of the standard"
+
+
+def _hex(number: int) -> str:
+    return f"{number:04X}H"
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """Escape control characters: peers say what they like, and a terminal obeys."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for an error, without their capitals and numbers."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"  # Windows has a whole sentence for it
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return words[:1].lower() + words[1:]
 
 
 # -- 2. errors ---------------------------------------------------------------------------------------------------------
 
 
 class EchoError(Exception):
-    """An echo that brought no C-ECHO status back.
+    """No C-ECHO status was received.
 
     Attributes
     ----------
+    kind : str
+        The kind of failure in one word, as in the JSON output.
     message : str
         What happened, in a few words; also ``str(error)``.
     phase : Phase or None
         The step in which it happened; None before the first.
-    over_tls : bool
-        Whether TLS had been negotiated by then.
     hint : str
-        What to do about it; may be empty.
-    facts : dict
-        What was seen, by name. Each is an attribute as well.
+        What may be the cause and what to do; may be empty.
     detail : str
         The facts in the standard's terms, for people; may be empty.
+    facts : dict
+        What was seen, by name. Each is an attribute as well.
     """
 
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""
-    _hints: ClassVar[Mapping[Phase, str]] = {}
-    _hints_over_tls: ClassVar[Mapping[Phase, str]] = {}
 
-    def __init__(self, message: str, *, hint: str = "", detail: str = "", **facts: object) -> None:
+    def __init__(self, message: str, *, case: str = "", hint: str = "", detail: str = "", **facts: object) -> None:
         super().__init__(message)
-        self.message = message
+        self.message, self.hint, self.detail, self.facts = message, hint, detail, facts
         self.phase: Phase | None = None
-        self.over_tls = False
-        self.detail = detail
-        self.facts = facts
-        self._hint = hint
+        self._case = case or message  # its key in the table of hints
         for name, value in facts.items():
             setattr(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Make it once more for a copy or a pickle, which would lose an ``errno`` otherwise."""
-        again = functools.partial(type(self), self.message, hint=self._hint, detail=self.detail, **self.facts)
-        return again, (), {"phase": self.phase, "over_tls": self.over_tls}
-
-    @property
-    def hint(self) -> str:
-        """What to do: as told by who saw it happen, else what the phase suggests."""
-        hints = {**self._hints, **(self._hints_over_tls if self.over_tls else {})}
-        return self._hint or (hints.get(self.phase, "") if self.phase else "")
+        """Rebuild copies and pickles from the facts: an ``errno``, for one, is not in ``__dict__``."""
+        facts: dict[str, Any] = self.facts
+        again = functools.partial(type(self), self.message, hint=self.hint, detail=self.detail, **facts)
+        return again, (), {"phase": self.phase}
 
 
 class AddressError(EchoError, ValueError):
-    """The caller's address, AE title or message id is wrong; nothing was sent."""
+    """The caller's address, AE title or message ID is wrong; nothing was sent."""
 
     kind, title = "address", "Wrong address"
 
 
 class Unreachable(EchoError, ConnectionError):
-    """The name does not resolve, the connection is refused, or there is no way to the host."""
+    """The name does not resolve, the connection is refused, or there is no route to the host.
+
+    ``errno`` is the system's number for it, where it has one.
+    """
 
     kind, title = "unreachable", "Unreachable"
 
 
 class ConnectionLost(EchoError, ConnectionError):
-    """The peer closed or reset the connection and sent no answer."""
+    """The peer closed or reset the connection without an answer."""
 
     kind, title = "lost", "Connection lost"
-    _hints: ClassVar = {
-        Phase.associate: "a port that speaks TLS only (try --tls), a peer that admits only known addresses, "
-        "or a load balancer with no server behind it",
-        Phase.echo: "the peer accepted the association and then dropped it: its log may say why",
-    }
-    _hints_over_tls: ClassVar = {
-        Phase.associate: "the peer hung up after the TLS handshake: it may want a client certificate (--cert, --key), "
-        "admit only known addresses, or not speak DICOM; its log may say why"
-    }
 
 
 class TLSFailed(EchoError, ConnectionError):
@@ -214,22 +257,10 @@ class TLSFailed(EchoError, ConnectionError):
 
 
 class TimedOut(EchoError, ConnectionError, TimeoutError):
-    """The time is up, in whichever phase. ``timeout`` is the limit in seconds."""
+    """The time limit expired, in any phase. ``timeout`` is the limit in seconds."""
 
     kind, title = "timeout", "Timed out"
     timeout: float
-    _hints: ClassVar = {
-        Phase.resolve: "the name server does not answer: try the IP address of the host",
-        Phase.connect: "the host is down, the address is wrong, or a firewall drops packets "
-        "(a closed port would have refused at once)",
-        Phase.tls: "the port is open but does not answer the TLS handshake: does it speak TLS? try without --tls",
-        Phase.associate: "the port is open but nothing answers: the peer hangs or is overloaded, "
-        "or it is not a DICOM port, or it waits for TLS (try --tls)",
-        Phase.echo: "the peer accepted the association but does not answer the echo: it hangs or is overloaded",
-    }
-    _hints_over_tls: ClassVar = {
-        Phase.associate: "TLS is up but nothing answers: the peer hangs or is overloaded, or does not speak DICOM"
-    }
 
 
 class Rejected(EchoError, ValueError):
@@ -257,9 +288,157 @@ class Aborted(EchoError, ConnectionError):
 
 
 class ProtocolError(EchoError, ConnectionError):
-    """The peer's bytes are not the DICOM that is due, or not DICOM at all."""
+    """The peer sent something other than the expected DICOM, or no DICOM at all."""
 
     kind, title = "protocol", "Protocol error"
+
+
+_NO_ROOM = (
+    "the peer has no free association: try again later (if it stays, connections that were never closed may use them "
+    "up, and the peer may need a restart)"
+)
+_REFUSED = "the peer accepts the AE titles but refuses Verification; its configuration may not list it for us"
+
+# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase. Entries
+# of a kind "over TLS" go before the others where TLS is in use.
+_HINTS: dict[tuple[str, str], str] = {
+    ("unreachable", "name not resolved"): "check the spelling and the name server, or use the IP address",
+    ("unreachable", "other family"): "leave out -4, -6 and --source, or give another address",
+    ("unreachable", "connection refused"): "nothing listens on this port, or a firewall resets the connection; usual "
+    "DICOM ports: 104, 11112, 4242, 2762 (TLS)",
+    ("unreachable", "link-local"): "a link-local address needs the interface to use: [fe80::1%eth0]",
+    ("unreachable", "this host"): "this is trouble of this host, not of the peer: look at its limits, permissions and "
+    "network settings",
+    ("unreachable", "connect"): "check the address, the network and the firewalls in between",
+    ("lost", "associate"): "possible causes: a port that speaks TLS only (try --tls), a peer that admits only known "
+    "addresses or AE titles, or a load balancer with no server behind it",
+    ("lost over TLS", "associate"): "the peer hung up after the TLS handshake: it may want a client certificate "
+    "(--cert, --key), admit only known addresses or AE titles, or not speak DICOM; its log may say why",
+    ("lost", "echo"): "the peer accepted the association and then dropped it: its log may say why",
+    ("timeout", "resolve"): "the name server does not answer: try the IP address of the host",
+    ("timeout", "connect"): "the host may be down, the address wrong, or a firewall may drop packets (a closed port "
+    "usually refuses at once)",
+    ("timeout", "tls"): "the port is open but does not answer the TLS handshake: it may not speak TLS (try without "
+    "--tls), or the peer hangs",
+    ("timeout", "associate"): "the port is open but nothing answers: the peer may hang or be overloaded, be looking "
+    "this host up in DNS, or wait for TLS (try --tls); it may not be a DICOM port, or a firewall holds the data back",
+    ("timeout over TLS", "associate"): "TLS is up but nothing answers: the peer may hang or be overloaded, be looking "
+    "this host up in DNS, or not speak DICOM",
+    ("timeout", "echo"): "the peer accepted the association but does not answer the echo: it may hang or be "
+    "overloaded, or a firewall holds the data back",
+    ("timeout", "cut off"): "the answer was cut off",
+    ("timeout", "suspended"): "this is trouble of this host, not of the peer: it was suspended or overloaded",
+    # the peer's certificate
+    ("tls", "certificate not trusted"): "pass the issuing CA with --cacert FILE, or have the peer send its "
+    "intermediate certificates; use -k only for diagnosis",
+    ("tls", "the certificate is self-signed"): "if it is the peer's own, pass it with --cacert FILE; use -k only for "
+    "diagnosis",
+    ("tls", "a certificate has expired"): "renew the peer's certificate or its CA's, or compare the clocks of both "
+    "hosts; use -k only for diagnosis",
+    ("tls", "a certificate is not valid yet"): "compare the clocks of both hosts",
+    ("tls", "a certificate has been revoked"): "have a new certificate issued for the peer",
+    ("tls", "revocation cannot be checked"): "the SSLContext checks CRLs: load one for each CA that is up to date",
+    ("tls", "the certificate is for another name"): "check the address; if it is right, pass a name that is in the "
+    "certificate with --server-name",
+    ("tls", "the certificate is for another address"): "check the address; if it is right, pass a name that is in the "
+    "certificate with --server-name",
+    ("tls", "a certificate's key is too weak"): "have the certificate issued anew, with an RSA key of at least 2048 "
+    "bits; --cacert does not help",
+    ("tls", "a certificate's signature is too weak"): "it was signed with MD5 or SHA-1: have the certificate issued "
+    "anew, with SHA-256; --cacert does not help",
+    ("tls", "a certificate's signature is wrong"): "the certificate may be damaged, or --cacert holds another CA "
+    "of the same name",
+    ("tls", "the certificate is for another purpose"): "it does not allow server authentication (extended key usage "
+    "serverAuth): have the certificate issued anew; --cacert does not help",
+    ("tls", "a CA certificate may not issue certificates"): "its basic constraints, key usage or path length do not "
+    "allow it: have the CA certificate issued anew; --cacert does not help unless it holds another CA",
+    ("tls", "a certificate breaks the name constraints of its CA"): "have the certificate issued anew, for a name that "
+    "its CA may issue for; --cacert does not help",
+    ("tls", "a certificate breaks RFC 5280"): "have the certificate issued anew, or use an SSLContext without "
+    "ssl.VERIFY_X509_STRICT (the default from Python 3.13 on)",
+    ("tls", "certificate not accepted"): "the certificate itself may be at fault; use -k only for diagnosis",
+    ("tls", "a certificate is malformed"): "have the certificate issued anew; use -k only for diagnosis",
+    # our certificate
+    ("tls", "the peer wants a client certificate"): "present a client certificate: --cert FILE --key FILE",
+    ("tls", "the peer does not accept our certificate"): "it may not trust the CA that issued it, or the certificate "
+    "may have expired, or be for another purpose than client authentication",
+    ("tls", "client certificate missing or not accepted"): "if the SSLContext has no certificate loaded, load one; "
+    "otherwise the peer may not trust its CA, or it has expired or is for another purpose than client authentication",
+    ("tls", "the peer does not trust our certificate"): "have the peer trust the CA that issued it, or put the "
+    "intermediate certificates behind ours in --cert FILE",
+    ("tls", "the peer says our certificate has expired"): "renew our certificate (--cert), or compare the clocks of "
+    "both hosts",
+    ("tls", "the peer says our certificate has been revoked"): "have a new client certificate issued (--cert, --key)",
+    ("tls", "the peer does not support our certificate"): "its kind of key, signature or purpose does not suit the "
+    "peer: RSA with SHA-256 for client authentication is the most widely supported",
+    ("tls", "the peer denied access"): "the certificate is valid, but its holder may not be admitted: have it "
+    "registered with the peer",
+    # the handshake
+    ("tls", "the peer refused the handshake"): "the two sides may have no cipher in common (see --ciphers), or the "
+    "peer may want a client certificate, or another one (--cert, --key)",
+    ("tls", "no common TLS version"): "the peer must speak TLS 1.2 or later (PS3.15 B.12), and allow it",
+    ("tls", "no common cipher"): "no cipher of ours suits the peer: see --ciphers",
+    ("tls", "the peer finds our ciphers too weak"): "propose stronger ones (--ciphers), or none of your own",
+    ("tls", "the peer's key exchange is too weak"): "have the peer use a Diffie-Hellman group of at least 2048 "
+    "bits, or ECDHE; until then, try --ciphers ECDHE",
+    ("tls", "no common signature algorithm"): "the peer may be limited to SHA-1, which is retired: have it updated, or "
+    "try --ciphers DEFAULT@SECLEVEL=0 for diagnosis",
+    ("tls", "the peer lacks secure renegotiation"): "the peer's TLS is older than RFC 5746 (2010): have it updated",
+    ("tls", "the peer does not know this server name"): "the peer chooses its certificate by name: pass one that it "
+    "knows with --server-name (to an IP address, none is sent)",
+    ("tls", "the peer expects another protocol"): "the port may not be a DICOM port",
+    ("tls", "the peer ended the handshake"): "the peer gives no reason that could be acted upon: its log may say more",
+    ("tls", "the peer had an internal error"): "the fault is the peer's: its log may say more",
+    ("tls", "the handshake was not understood"): "one side's TLS, or a firewall or proxy on the way, may be at fault: "
+    "the peer's log may say more",
+    ("tls", "the peer does not speak TLS"): "the port does not speak TLS: drop --tls",
+    ("tls", "closed during the handshake"): "the port may not speak TLS (try without --tls), or the peer admits only "
+    "known addresses, or names (--server-name)",
+    ("tls", "handshake failed"): "see what OpenSSL says above, and the peer's log",
+    # the association
+    ("rejected", "no reason given"): "the peer gives no reason; often an AE title or this host's address, {local}, is "
+    "not registered with it",
+    ("rejected", "application context name not supported"): "the peer may not be a DICOM application, or a very old "
+    "one; its log may say more",
+    ("rejected", "calling AE title not recognized"): 'the peer may not know "{calling}" from {local}: have it '
+    "registered there, or call as a registered title with -aet, as the modality does",
+    ("rejected", "called AE title not recognized"): 'check the called AE title "{called}" (upper and lower case may '
+    "count); some peers answer the same when they do not admit the calling AE title \"{calling}\" (-aet) or this host, "
+    "{local}",
+    ("rejected", "protocol version not supported"): "the peer may speak an older or a private protocol; its log may "
+    "say more",
+    ("rejected", "temporary congestion"): _NO_ROOM,
+    ("rejected", "local limit exceeded"): _NO_ROOM,
+    ("rejected", "no reason given with identity"): "the peer may not accept this user identity, or may "
+    "not know an AE title or this "
+    "host, {local}; try without the identity",
+    ("not-supported", "user rejection"): _REFUSED,
+    ("not-supported", "no reason"): _REFUSED,
+    ("not-supported", "abstract syntax not supported"): "the peer accepts the AE titles but does not offer the "
+    "Verification SOP class; another AE title of the same host may",
+    ("not-supported", "transfer syntaxes not supported"): "the peer offers Verification, but with none of the transfer "
+    "syntaxes proposed: see --transfer-syntax",
+    ("aborted", "no reason given"): "some peers abort instead of rejecting: check both AE titles, and whether the peer "
+    "admits this host, {local}",
+    ("aborted", "associate"): "the peer did not understand the request or did not want it: its log may say why",
+    ("aborted", "echo"): "the peer accepted the association and then aborted it: its log may say why",
+    ("protocol", "TLS"): "the port speaks TLS: try --tls",
+    ("protocol", "not DICOM"): "this is not a DICOM port",
+    ("protocol", "associate"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
+    ("protocol", "echo"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
+    ("status", "SOP class not supported"): "the peer accepted Verification and then refused it: its log may say why",
+    ("status", "not authorized"): 'the peer may not admit the calling AE title "{calling}" (-aet), this host, or '
+    "this "
+    "user",
+    ("status", "resource limitation"): "the peer is out of resources: try again later, and look at its log",
+    ("status", "echo"): "the peer answered and reports a failure of its own: its log may say why",
+}  # fmt: skip
+
+
+def _hint(kind: str, *cases: str, tls: bool = False) -> str:
+    """The hint for the first of the cases that has one."""
+    kinds = (f"{kind} over TLS", kind) if tls else (kind,)
+    return next((_HINTS[each, case] for case in cases for each in kinds if (each, case) in _HINTS), "")
 
 
 # -- 3. address --------------------------------------------------------------------------------------------------------
@@ -270,7 +449,17 @@ _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
 class Address(NamedTuple):
-    """Where a peer is, and its AE title if the address says so; ``str()`` gives the text back."""
+    """Where a peer is, and its AE title if the address names one; ``str()`` gives the text back.
+
+    Attributes
+    ----------
+    ae_title : str or None
+        The called AE title, without padding.
+    host : str
+        A DNS name, an IPv4 address or an IPv6 address, the last without brackets.
+    port : int or None
+        1-65535, or None where the address has none.
+    """
 
     ae_title: str | None
     host: str
@@ -292,6 +481,7 @@ def parse_address(text: str) -> Address:
     ----------
     text : str
         HOST is a DNS name, an IPv4 address, ``[IPv6]`` or ``[IPv6%zone]``, or a bare IPv6 address without a port.
+        Brackets may stand around any host. The AE title is everything before the last ``@`` (PS3.5 6.2).
 
     Returns
     -------
@@ -303,269 +493,178 @@ def parse_address(text: str) -> Address:
     AddressError
         With the part that is wrong and the form that is right.
     """
-    if not isinstance(text, str):
-        raise _wrong(f"the address must be text, not {text!r}")
-    title, at, rest = text.rpartition("@")
-    host, port = _split_port(rest)
     try:
+        if not isinstance(text, str):
+            raise AddressError(f"the address must be text, not {text!r}")
+        if "://" in text:
+            raise AddressError(f'"{text}" is a URL')
+        title, at, rest = text.rpartition("@")
+        host, port = _split_port(rest)
         ae_title = _check_ae_title(title) if at else None
+        return Address(ae_title, _check_host(host), None if port is None else _check_port(port))
     except AddressError as error:
-        raise _wrong(error.message) from None
-    return Address(ae_title, _check_host(host), None if port is None else _port(port))
-
-
-def _wrong(what: str) -> AddressError:
-    return AddressError(f"{what}; expected {_FORM}")
+        raise AddressError(f"{error}; expected {_FORM}") from None
 
 
 def _split_port(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket:
-            raise _wrong(f'the bracket in "{text}" is not closed')
+            raise AddressError(f'the bracket in "{text}" is not closed')
         if rest and not rest.startswith(":"):
-            raise _wrong(f'":PORT" must follow the bracket, not "{rest}"')
-        if not _is_ipv6(host):
-            raise _wrong(f'"{host}" in brackets is not an IPv6 address')
+            raise AddressError(f'":PORT" must follow the bracket, not "{rest}"')
         return host, rest[1:] if rest else None
     if _is_ipv6(text):
         return text, None
-    if "://" in text:
-        raise _wrong(f'"{text}" is a URL, not a host and a port')
     if text.count(":") > 1:
-        raise _wrong(f'"{text}" has several colons but is not an IPv6 address (which stands in brackets before a port)')
+        raise AddressError(f'"{text}" has several colons but is not an IPv6 address (with a port, write [IPv6]:PORT)')
     host, colon, port = text.partition(":")
     return host, port if colon else None
 
 
-def _is_ipv6(host: str) -> bool:
-    address, percent, zone = host.partition("%")
-    if percent and not _ZONE.fullmatch(zone):
-        return False
+def _is_ip(host: str, family: int) -> bool:
     try:
-        ipaddress.IPv6Address(address)
-    except ValueError:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
         return False
     return True
 
 
-def _port(text: str) -> int:
+def _is_ipv6(host: str) -> bool:
+    address, percent, zone = host.partition("%")
+    return _is_ip(address, socket.AF_INET6) and (not percent or bool(_ZONE.fullmatch(zone)))
+
+
+def _check_port(text: str) -> int:
     if not text:
-        raise _wrong("the port after the colon is missing")
+        raise AddressError("the port after the colon is missing")
     if not re.fullmatch(r"[0-9]+", text):
-        raise _wrong(f'the port "{text}" is not a number')
+        raise AddressError(f'the port "{text}" is not a number')
     if len(text) > 5 or not 1 <= int(text) <= 65535:
-        raise _wrong(f"the port {text} is not in the range 1-65535")
+        raise AddressError(f"the port {text} is not in the range 1-65535")
     return int(text)
 
 
 def _check_host(host: str) -> str:
+    """Check a DNS name against RFC 1035 2.3.4 and RFC 1123 2.1, with the underscore that many networks use."""
     if not host:
-        raise _wrong("the host is missing")
+        raise AddressError("the host is missing")
     if host.isdecimal():
-        raise _wrong(f'"{host}" is no host; a port stands behind its host and a colon')
+        raise AddressError(f'"{host}" is not a host; write HOST:{host} as one argument')
+    if _is_ipv6(host):
+        return host
     if re.fullmatch(r"[0-9.]+", host):
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError:
-            raise _wrong(f'"{host}" is not an IPv4 address') from None
-    elif not _is_ipv6(host):
-        _check_name(host)
+        if _is_ip(host, socket.AF_INET):
+            return host
+        raise AddressError(f'"{host}" is not an IPv4 address')
+    name, _, port = host.partition(" ")
+    if port.isdecimal() and name:
+        raise AddressError(f'"{host}" is not a host; write {name}:{port}')
+    labels = _ascii_name(host).removesuffix(".").split(".")
+    if not all(map(_LABEL.fullmatch, labels)):
+        raise AddressError(f'"{_printable(host)}" is not a host name')
+    if sum(map(len, labels)) + len(labels) > 254 or max(map(len, labels)) > 63:
+        raise AddressError(f'the host name "{host}" is too long (63 characters between dots, 253 in all)')
     return host
 
 
-def _check_name(name: str) -> None:
-    """Hold a DNS name to RFC 1035 2.3.4 and RFC 1123 2.1, with the underscore that many networks use."""
+def _ascii_name(host: str) -> str:
+    """A host name as it goes to the name server; empty if it cannot (RFC 3490)."""
+    if host.isascii():
+        return host
+    import stringprep
+
+    # Characters that the conversion drops in silence would stay in what is shown and in the name that TLS expects.
+    if any(map(stringprep.in_table_b1, host)):
+        return ""
     try:
-        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
+        return host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise _wrong(f'"{name}" is not a host name') from None
-    labels = ascii_name.removesuffix(".").split(".")
-    if not all(map(_LABEL.fullmatch, labels)):
-        raise _wrong(f'"{name}" is not a host name')
-    if len(ascii_name) > 253 or max(map(len, labels)) > 63:
-        raise _wrong(f'the host name "{name}" is too long (63 characters between dots, 253 in all)')
+        return ""
 
 
 def _check_ae_title(text: str) -> str:
-    """Hold an AE title to PS3.5 6.2 (value representation AE); return it without its padding."""
+    """Check an AE title against PS3.5 6.2 (value representation AE); return it without its padding."""
     if not isinstance(text, str):
         raise AddressError(f"the AE title must be text, not {text!r}")
     title = text.strip(" ")
     if not title:
         raise AddressError("the AE title is empty")
     if not (title.isascii() and title.isprintable()) or "\\" in title:
-        raise AddressError(f"the AE title {title!r} holds a backslash, a control character or one outside of ASCII")
+        raise AddressError(f"the AE title {title!r} contains a backslash, a control character or a non-ASCII character")
     if len(title) > 16:
         raise AddressError(f'the AE title "{title}" has {len(title)} characters, 16 are allowed')
     return title
 
 
-# -- 4. result ---------------------------------------------------------------------------------------------------------
-
-# PS3.7 9.3.5.2 and Annex C
-_STATUS_TEXTS = {
-    0x0000: "Success",
-    0x0122: "SOP class not supported",
-    0x0210: "duplicate invocation",
-    0x0211: "unrecognized operation",
-    0x0212: "mistyped argument",
-}
+# -- 4. request --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Peer:
-    """What the peer said of itself when it accepted the association (PS3.7 D.3.3, PS3.8 9.3.3)."""
+class Identity:
+    """A user identity to present with the association request (PS3.7 D.3.3.7); its ``repr`` shows nothing of it.
 
-    implementation_class_uid: str | None
-    implementation_version_name: str | None
-    max_pdu: int | None  # bytes; None if it did not say, 0 is unlimited
-    transfer_syntax: str | None  # UID
-
-
-@dataclass(frozen=True)
-class TLSInfo:
-    """The TLS session, and the certificate of the peer; None is an expiry that cannot be read."""
-
-    version: str
-    cipher: str
-    certificate_expiry: datetime | None
-    certificate_verified: bool
-
-
-class _Timings(Mapping[Phase, float]):
-    """Read-only: a result that holds it can be hashed, copied and pickled."""
-
-    def __init__(self, seconds: Mapping[Phase, float]) -> None:
-        self._seconds = dict(seconds)
-
-    def __getitem__(self, phase: Phase) -> float:
-        return self._seconds[phase]
-
-    def __iter__(self) -> Iterator[Phase]:
-        return iter(self._seconds)
-
-    def __len__(self) -> int:
-        return len(self._seconds)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._seconds.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._seconds)
-
-
-@dataclass(frozen=True)
-class EchoResult:
-    """All that one echo has shown; immutable.
-
-    Attributes
+    Parameters
     ----------
-    address : Address
-        As the caller gave it.
-    port : int
-        The port used, whether the address names it or not.
-    called_ae_title, calling_ae_title : str
-        The titles used.
-    message_id : int
-    started_at : datetime
-        In UTC.
-    status : int or None
-        The DIMSE status of the C-ECHO response (PS3.7 9.3.5.2), None if there was none.
-    error : EchoError or None
-        Why there is no status.
-    timings : mapping of Phase to float
-        Seconds, for the phases that ran.
-    local, remote : str or None
-        The two ends of the connection as ``IP:PORT``.
-    peer : Peer or None
-    tls : TLSInfo or None
-    notes : tuple of str
-        What was odd but does not change the verdict.
-    released : bool
-        Whether the association ended in order, by A-RELEASE or by the A-ABORT that was asked for.
+    user : str, optional
+        A user name, alone or with a password.
+    password : str, optional
+        The password of the user.
+    kerberos, saml, jwt : bytes or str, optional
+        Instead of a user: a Kerberos service ticket, a SAML assertion or a JSON Web Token.
+
+    Raises
+    ------
+    ValueError
+        Not exactly one of them, a password without a user, or one that is empty or longer than 65,000 bytes.
     """
 
-    address: Address
-    port: int
-    called_ae_title: str
-    calling_ae_title: str
-    message_id: int
-    started_at: datetime
-    status: int | None = None
-    error: EchoError | None = None
-    timings: Mapping[Phase, float] = _Timings({})
-    local: str | None = None
-    remote: str | None = None
-    peer: Peer | None = None
-    tls: TLSInfo | None = None
-    notes: tuple[str, ...] = ()
-    released: bool = False
+    __slots__ = ("_primary", "_secondary", "_type")
 
-    @property
-    def ok(self) -> bool:
-        """Whether the peer answered with Success."""
-        return self.status == 0
+    def __init__(
+        self,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        kerberos: bytes | str | None = None,
+        saml: bytes | str | None = None,
+        jwt: bytes | str | None = None,
+    ) -> None:
+        given = {1: user, 3: kerberos, 4: saml, 5: jwt}
+        kinds = [kind for kind, value in given.items() if value is not None]
+        if len(kinds) != 1 or (password is not None and user is None):
+            raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
+        self._type = 2 if password is not None else kinds[0]
+        self._primary, self._secondary = (
+            value.encode() if isinstance(value, str) else bytes(value)
+            for value in (given[kinds[0]] or "", password or "")
+        )
+        if not self._primary or len(self._primary) + len(self._secondary) > 65000:
+            raise ValueError("an identity must not be empty, nor longer than 65,000 bytes")
 
-    @property
-    def status_text(self) -> str | None:
-        """The meaning of the status."""
-        return None if self.status is None else _STATUS_TEXTS.get(self.status, "unknown status")
+    def __repr__(self) -> str:
+        return "Identity(...)"
 
-    @property
-    def kind(self) -> str:
-        """``ok``, ``status``, or the kind of the error."""
-        return self.error.kind if self.error else ("ok" if self.ok else "status")
-
-    @property
-    def target(self) -> str:
-        """The full address with the title and the port that were used."""
-        return f"{self.called_ae_title}@{_host_port(self.address.host, self.port)}"
-
-    @property
-    def total(self) -> float:
-        """Seconds that the echo took, all phases together; but for a release that failed: it answered before that."""
-        counted = dict(self.timings)
-        if not self.released:
-            counted.pop(Phase.release, None)
-        return sum(counted.values())
-
-
-# -- 5. verbs ----------------------------------------------------------------------------------------------------------
-
-
-class Counter:
-    """Message ids, each call the next: 1, 2 … 65535, 1 … Safe in threads."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def increment(self) -> int:
-        """Count up and return the new count."""
-        with self._lock:
-            self.count = self.count % 0xFFFF + 1
-            return self.count
-
-
-counter = Counter()
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an identity is not pickled or copied: it holds a secret")
 
 
 class Options(TypedDict, total=False):
-    """The keyword options of `send` and `probe`.
+    """The keyword options of `send`, `probe` and `probe_many`.
 
     Attributes
     ----------
     timeout : float
-        Seconds for the whole echo; 10 by default.
+        Seconds for the whole echo; 10 by default, a day at most.
     family : int
         ``socket.AF_INET`` or ``socket.AF_INET6`` to use only that; either by default.
     source : str
         The local IP address to connect from.
     tls : ssl.SSLContext
-        Speak TLS; the port is then 2762 where the address names none (PS3.15 B.12).
+        Use TLS; the port is then 2762 where the address names none (PS3.15 B.12).
     server_hostname : str
-        The name to expect in the peer's certificate; the host of the address by default.
+        The name expected in the peer's certificate, and sent as SNI; the host of the address by default.
+    identity : Identity
+        The user identity to present (PS3.7 D.3.3.7); none by default.
     max_pdu : int
         The maximum PDU length to announce (PS3.8 D.1), in bytes; 16382 by default, 0 is unlimited.
     transfer_syntaxes : sequence of str
@@ -579,9 +678,329 @@ class Options(TypedDict, total=False):
     source: str | None
     tls: ssl.SSLContext | None
     server_hostname: str | None
+    identity: Identity | None
     max_pdu: int
     transfer_syntaxes: Sequence[str]
     abort: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What the caller wants, checked and settled before a socket is opened."""
+
+    address: Address
+    called_ae_title: str
+    calling_ae_title: str
+    label: str | None = None  # what a targets file calls the peer
+    timeout: float = _DEFAULT_TIMEOUT
+    family: int = socket.AF_UNSPEC
+    source: str | None = None
+    tls: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+    identity: Identity | None = None
+    max_pdu: int = 16382
+    transfer_syntaxes: Sequence[str] = ("implicit", "explicit")
+    abort: bool = False
+
+    @classmethod
+    def make(
+        cls, address: str | Address, called: str, calling: str, label: str | None = None, **options: Unpack[Options]
+    ) -> _Request:
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(Options.__annotations__)}")
+        parsed = parse_address(str(address) if isinstance(address, Address) else address)
+        called = _check_ae_title(called)
+        if called == DEFAULT_CALLED_AE_TITLE and parsed.ae_title is not None:
+            called = parsed.ae_title
+        return cls(parsed, called, _check_ae_title(calling), label, **options)
+
+    def __post_init__(self) -> None:
+        for name, kinds, wanted in (
+            ("timeout", (int, float), "a number of seconds"),
+            ("family", int, "socket.AF_INET or socket.AF_INET6"),
+            ("source", (str, type(None)), "an IP address as text"),
+            ("server_hostname", (str, type(None)), "a host name as text"),
+            ("identity", (Identity, type(None)), "an Identity"),
+            ("max_pdu", int, "a number of bytes"),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                raise TypeError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+        if isinstance(self.transfer_syntaxes, str):
+            raise TypeError(f"transfer_syntaxes must be a sequence of names, not {self.transfer_syntaxes!r}")
+        if self.tls is not None and not hasattr(self.tls, "wrap_socket"):
+            raise TypeError(f"tls must be an ssl.SSLContext, not {self.tls!r}")
+        expected = self.server_hostname
+        rules = {
+            f"timeout must be more than 0 and at most {_MAX_SECONDS:.0f} seconds": 0 < self.timeout <= _MAX_SECONDS,
+            "family must be 0, socket.AF_INET or socket.AF_INET6": self.family
+            in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6),
+            "server_hostname must be a host name": expected is None or (expected != "" and expected.isprintable()),
+            "max_pdu must be 0 (unlimited) or in the range 16-4294967295": self.max_pdu == 0
+            or 16 <= self.max_pdu < 1 << 32,
+            "transfer_syntaxes must be 1 to 100 names": 0 < len(self.transfer_syntaxes) <= 100,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise ValueError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
+        object.__setattr__(self, "transfer_syntaxes", tuple(map(_transfer_syntax, self.transfer_syntaxes)))
+        if self.source is not None:
+            object.__setattr__(self, "family", _family_of_source(self.source, self.family))
+
+    @property
+    def port(self) -> int:
+        return self.address.port or (_DEFAULT_TLS_PORT if self.tls else _DEFAULT_PORT)
+
+    @property
+    def target(self) -> str:
+        """The full address, with the title and the port to use."""
+        return f"{self.called_ae_title}@{_host_port(self.address.host, self.port)}"
+
+
+def _transfer_syntax(name: str) -> str:
+    uid = _TRANSFER_SYNTAXES.get(name, name)
+    if not isinstance(uid, str) or not _UID.fullmatch(uid):
+        raise ValueError(f"a transfer syntax is one of {', '.join(_TRANSFER_SYNTAXES)} or a UID, not {name!r}")
+    return uid
+
+
+def _family_of_source(source: str, family: int) -> int:
+    """The address family of a local IP address, after a trial that it can be connected from."""
+    try:
+        own = socket.getaddrinfo(source, 0, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0]
+        with socket.socket(own[0]) as trial:
+            trial.bind(own[4])
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"source must be an IP address of this host, not {source!r}: {_reason(error)}") from error
+    return own[0]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the peer said of itself when it accepted the association (PS3.7 D.3.3, PS3.8 9.3.3).
+
+    Attributes
+    ----------
+    implementation_class_uid : str or None
+        The UID of its software (PS3.7 D.3.3.2).
+    implementation_version_name : str or None
+        The name of its software (PS3.7 D.3.3.2).
+    max_pdu : int or None
+        The longest PDU that it takes, in bytes (PS3.8 D.1); 0 is unlimited, None if it did not say.
+    transfer_syntax : str or None
+        The UID of the transfer syntax that it chose (PS3.8 9.3.3.2).
+    user_identity : str or None
+        ``accepted`` where it confirmed the user identity presented to it, ``not stated`` where it did not (a peer that
+        does not know identities accepts in silence; PS3.7 D.3.3.7.2), None where none was presented.
+    """
+
+    implementation_class_uid: str | None
+    implementation_version_name: str | None
+    max_pdu: int | None
+    transfer_syntax: str | None
+    user_identity: str | None = None
+
+
+@dataclass(frozen=True)
+class TLSInfo:
+    """The TLS session, and the peer's certificate. What cannot be read is None or empty.
+
+    Attributes
+    ----------
+    version, cipher : str
+        As OpenSSL names them.
+    certificate_expiry : datetime.datetime or None
+        In UTC.
+    certificate_verified : bool
+        Whether its chain and its names were checked.
+    subject, issuer : str
+        As in ``CN=pacs, O=Hospital``.
+    names : tuple of str
+        What the certificate is for: its DNS names and IP addresses, or its common name where it has none.
+    """
+
+    version: str
+    cipher: str
+    certificate_expiry: datetime | None
+    certificate_verified: bool
+    subject: str = ""
+    issuer: str = ""
+    names: tuple[str, ...] = ()
+
+
+class _Timings(dict[Phase, float]):
+    """Read-only, so that a result can be hashed and shared."""
+
+    def __setitem__(self, *_: object) -> NoReturn:
+        raise TypeError("a result cannot be changed")
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+@dataclass(frozen=True)
+class EchoResult:
+    """All that one echo has shown; immutable. It is true where the peer answered with Success.
+
+    Attributes
+    ----------
+    address : Address
+        As the caller gave it.
+    port : int
+        The port used, whether the address names it or not.
+    called_ae_title, calling_ae_title : str
+        The titles used.
+    message_id : int
+        The message ID of the request (PS3.7 9.3.5.1).
+    started_at : datetime.datetime
+        In UTC.
+    label : str or None
+        What a targets file calls the peer.
+    status : int or None
+        The DIMSE status of the C-ECHO response (PS3.7 9.3.5.2), None if there was none.
+    error : EchoError or None
+        Why there is no status.
+    timings : mapping of Phase to float
+        Seconds, for the phases that ran.
+    local, remote : str or None
+        The two ends of the connection as ``IP:PORT``.
+    peer : Peer or None
+        What the peer said of itself; None unless it accepted the association.
+    tls : TLSInfo or None
+        The TLS session; None unless there was one.
+    notes : tuple of str
+        Anomalies that do not change the verdict.
+    released : bool
+        Whether the association ended in order, by A-RELEASE or by the A-ABORT that was asked for.
+    """
+
+    address: Address
+    port: int
+    called_ae_title: str
+    calling_ae_title: str
+    message_id: int
+    started_at: datetime
+    label: str | None = None
+    status: int | None = None
+    error: EchoError | None = None
+    timings: Mapping[Phase, float] = field(default_factory=_Timings)
+    local: str | None = None
+    remote: str | None = None
+    peer: Peer | None = None
+    tls: TLSInfo | None = None
+    notes: tuple[str, ...] = ()
+    released: bool = False
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def ok(self) -> bool:
+        """Whether the peer answered with Success."""
+        return self.status == 0
+
+    @property
+    def status_text(self) -> str | None:
+        """The meaning of the status (PS3.7 Annex C)."""
+        return None if self.status is None else _status_text(self.status)
+
+    @property
+    def kind(self) -> str:
+        """``ok``, ``status``, or the kind of the error."""
+        return self.error.kind if self.error else ("ok" if self.ok else "status")
+
+    @property
+    def phase(self) -> Phase | None:
+        """The step in which the echo failed; None if it did not."""
+        return self.error.phase if self.error else (None if self.ok else Phase.echo)
+
+    @property
+    def hint(self) -> str:
+        """What may be the cause of a failure and what to do; may be empty."""
+        if self.error or self.ok:
+            return self.error.hint if self.error else ""
+        return _hint("status", self.status_text or "", "echo").format(calling=self.calling_ae_title)
+
+    @property
+    def target(self) -> str:
+        """The full address, with the title and the port that were used."""
+        return f"{self.called_ae_title}@{_host_port(self.address.host, self.port)}"
+
+    @property
+    def total(self) -> float:
+        """Total seconds, excluding a failed release: the peer had answered before that."""
+        return sum(took for phase, took in self.timings.items() if phase != Phase.release or self.released)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as ``--format json`` prints it: made of numbers, texts, lists and dictionaries."""
+        error: dict[str, Any] | None = None
+        if self.error:
+            error = {name: getattr(self.error, name) for name in ("kind", "phase", "message", "hint", "detail")}
+            error.update(self.error.facts)
+        elif not self.ok:
+            message = f"status {_hex(self.status or 0)}, {self.status_text}"
+            error = {"kind": "status", "phase": "echo", "message": message, "hint": self.hint, "detail": ""}
+            error["status"] = self.status
+        tls = self.tls and {**vars(self.tls), "certificate_expiry": _iso(self.tls.certificate_expiry)}
+        return {
+            "schema_version": 1,
+            "type": "echo",
+            "time": _iso(self.started_at),
+            "target": self.target,
+            "label": self.label,
+            "host": self.address.host,
+            "port": self.port,
+            "local": self.local,
+            "remote": self.remote,
+            "called_ae_title": self.called_ae_title,
+            "calling_ae_title": self.calling_ae_title,
+            "message_id": self.message_id,
+            "ok": self.ok,
+            "status": self.status,
+            "status_text": self.status_text,
+            "phases_ms": {str(phase): _milliseconds(seconds) for phase, seconds in self.timings.items()},
+            "total_ms": _milliseconds(self.total),
+            "peer": self.peer and dict(vars(self.peer)),
+            "tls": tls,
+            "notes": list(self.notes),
+            "error": error,
+        }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+# -- 5. verbs ----------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """Thread-safe message ID counter: 1 … 65535, then 1 again (PS3.7 9.3.5.1).
+
+    Attributes
+    ----------
+    count : int
+        The last ID that was given out; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def increment(self) -> int:
+        """Count up and return the new count."""
+        with self._lock:
+            self.count = self.count % 0xFFFF + 1
+            return self.count
+
+
+counter = Counter()
 
 
 def send(
@@ -599,7 +1018,7 @@ def send(
     address : str or Address
         ``[AE-TITLE@]HOST[:PORT]``
     called_ae_title : str
-        The peer's AE title; wins over the one in the address unless it is the default.
+        The peer's AE title; overrides the one in the address unless it is the default.
     calling_ae_title : str
         The AE title to call from.
     message_id : int or Counter
@@ -610,16 +1029,18 @@ def send(
     Returns
     -------
     int
-        0 for Success. Any other status is a failure that the peer reports.
+        0 for Success. Any other status is a failure reported by the peer and does not raise.
 
     Raises
     ------
     AddressError
-        A `ValueError`: the address, an AE title or the message id is wrong. Nothing was sent.
+        A `ValueError`: the address, an AE title or the message ID is wrong. Nothing was sent.
     Rejected
-        A `ValueError`: the peer refused the association.
+        A `ValueError`: the peer rejected the association (PS3.8 9.3.4).
     EchoError
-        One of the other kinds, each a `ConnectionError`: no answer.
+        One of the other kinds, each a `ConnectionError`: no status was received.
+    ValueError, TypeError
+        An option is wrong. Nothing was sent.
     """
     result = probe(address, called_ae_title, calling_ae_title, message_id, **options)
     if result.status is None:
@@ -635,13 +1056,38 @@ def probe(
     message_id: int | Counter = counter,
     **options: Unpack[Options],
 ) -> EchoResult:
-    """Send a C-ECHO request and return all that it has shown, success or not.
+    """Send a C-ECHO request and return all that it has shown, success or not (PS3.7 9.1.5).
 
-    Takes what `send` takes, but raises only for the caller's own mistakes: `AddressError`, or `ValueError` or
-    `TypeError` for an option.
+    Parameters
+    ----------
+    address : str or Address
+        ``[AE-TITLE@]HOST[:PORT]``
+    called_ae_title : str
+        The peer's AE title; overrides the one in the address unless it is the default.
+    calling_ae_title : str
+        The AE title to call from.
+    message_id : int or Counter
+        0-65535, or what counts up; the shared `counter` by default.
+    **options
+        See `Options`.
+
+    Returns
+    -------
+    EchoResult
+        What went wrong on the way, if anything did, is its ``error``.
+
+    Raises
+    ------
+    AddressError
+        A `ValueError`: the address, an AE title or the message ID is wrong. Nothing was sent.
+    ValueError, TypeError
+        An option is wrong. Nothing was sent.
     """
     request = _Request.make(address, called_ae_title, calling_ae_title, **options)
-    return _probe(request, _take_message_id(message_id), _Deadline(request.timeout))
+    task = _alone(_probe(request, _take_message_id(message_id), request.timeout))
+    with contextlib.closing(_take_turns([task], 1)) as outcomes:
+        result: EchoResult = next(outcomes)
+    return result
 
 
 def probe_many(
@@ -654,616 +1100,801 @@ def probe_many(
     jobs: int = _DEFAULT_JOBS,
     **options: Unpack[Options],
 ) -> Generator[EchoResult, None, None]:
-    """Send a C-ECHO request to each of many peers, several at a time, and yield each result as it comes.
-
-    Takes what `probe` takes, and
+    """Send a C-ECHO request to each of many peers, several in parallel, and yield each result as it comes.
 
     Parameters
     ----------
     addresses : iterable of str or Address
-        All of a sequence are checked before the first is asked; anything else is read as far as needed, so it may be
-        long. Those with the same host and port are asked one after the other.
+        All are validated before anything is sent. Those with the same host and port are asked in turn.
+    called_ae_title : str
+        The peers' AE title; overrides those in the addresses unless it is the default.
+    calling_ae_title : str
+        The AE title to call from.
+    message_id : int or Counter
+        0-65535 for all, or what counts up; the shared `counter` by default.
     jobs : int
-        How many peers to ask at the same time.
+        How many peers to ask in parallel.
+    **options
+        See `Options`.
 
     Returns
     -------
     generator of EchoResult
-        In the order in which they finish. Closing the generator early ends the echoes under way and their threads.
+        In the order in which they finish. Closing the generator early ends the echoes under way.
+
+    Raises
+    ------
+    AddressError
+        A `ValueError`: an address, an AE title or the message ID is wrong. Nothing was sent.
+    ValueError, TypeError
+        An option, or ``jobs``, is wrong. Nothing was sent.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, not {jobs!r}")
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"jobs must be a whole number of at least 1, not {jobs!r}")
     if isinstance(addresses, (str, Address)):
         raise TypeError(f"addresses must be several, not {addresses!r}")
     if not isinstance(message_id, Counter):
         _take_message_id(message_id)
-    requests = (_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses)
-    return _probe_each(list(requests) if isinstance(addresses, Sequence) else requests, message_id, jobs)
+    requests = [_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses]
 
+    def ask(request: _Request) -> _Waiting[None]:
+        return _alone(_probe(request, _take_message_id(message_id), request.timeout))
 
-def _probe_each(
-    requests: Iterable[_Request], message_id: int | Counter, jobs: int
-) -> Generator[EchoResult, None, None]:
-    def ask(request: _Request, stop: _Stop) -> Generator[EchoResult, None, None]:
-        yield _probe(request, _take_message_id(message_id), _Deadline(request.timeout, stop))
-
-    with contextlib.closing(_in_parallel(requests, ask, jobs)) as results:
-        yield from (result for _, result in results if result)
-
-
-def _probe(request: _Request, message_id: int, deadline: _Deadline) -> EchoResult:
-    """One echo over an association of its own, from the first look-up to the goodbye."""
-    journal = _Journal(request, message_id)
-    try:
-        with _Association(request, journal, deadline) as association:
-            association.echo(journal)
-            association.release(journal)
-    except EchoError as error:
-        journal.write(error=error)
-    return journal.result
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What the caller wants, checked and settled before a socket is opened."""
-
-    address: Address
-    called_ae_title: str
-    calling_ae_title: str
-    label: str | None = None  # what a targets file calls the peer
-    timeout: float = _DEFAULT_TIMEOUT
-    family: int = socket.AF_UNSPEC
-    source: str | None = None
-    tls: ssl.SSLContext | None = None
-    server_hostname: str | None = None
-    max_pdu: int = 16382
-    transfer_syntaxes: Sequence[str] = ("implicit", "explicit")
-    abort: bool = False
-
-    @classmethod
-    def make(cls, address: str | Address, called: str, calling: str, /, **options: Unpack[Options]) -> _Request:
-        if unknown := options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(Options.__annotations__)}")
-        parsed = parse_address(str(address) if isinstance(address, Address) else address)
-        called = _check_ae_title(called)
-        if called == DEFAULT_CALLED_AE_TITLE and parsed.ae_title is not None:
-            called = parsed.ae_title
-        return cls(parsed, called, _check_ae_title(calling), **options)
-
-    def __post_init__(self) -> None:
-        rules = {
-            f"timeout must be more than 0 and at most {_LONGEST:.0f} seconds": 0 < self.timeout <= _LONGEST,
-            "family must be 0, socket.AF_INET or socket.AF_INET6": self.family in _FAMILIES,
-            "tls must be an ssl.SSLContext": self.tls is None or hasattr(self.tls, "wrap_socket"),
-            "server_hostname must be text": isinstance(self.server_hostname or "", str)
-            and "\0" not in (self.server_hostname or ""),
-            "max_pdu must be 0 (unlimited) or in the range 16-4294967295": isinstance(self.max_pdu, int)
-            and (self.max_pdu == 0 or 16 <= self.max_pdu < 1 << 32),
-            "transfer_syntaxes must name one at least, and 100 at most": 0 < len(self.transfer_syntaxes) <= 100,
-        }
-        for rule, kept in rules.items():
-            if not kept:
-                raise ValueError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
-        object.__setattr__(self, "transfer_syntaxes", tuple(map(_transfer_syntax, self.transfer_syntaxes)))
-        if self.source is not None:
-            object.__setattr__(self, "family", _check_source(self.source, self.family))
-
-    @property
-    def port(self) -> int:
-        return self.address.port or (_DEFAULT_TLS_PORT if self.tls else _DEFAULT_PORT)
-
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        """Host and port, which are never asked twice at the same time."""
-        return self.address.host.casefold(), self.port
-
-    @property
-    def target(self) -> str:
-        return f"{self.called_ae_title}@{_host_port(self.address.host, self.port)}"
+    return _Stream(_by_endpoint(requests, ask), jobs).outcomes()
 
 
 def _take_message_id(message_id: int | Counter) -> int:
-    """Hold a message id to the sixteen bits that it has (PS3.7 9.3.5.1)."""
+    """The next message ID of a counter, or a number after a check that it has 16 bits (PS3.7 9.3.5.1)."""
     number = message_id.increment() if isinstance(message_id, Counter) else message_id
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 0xFFFF:
-        raise AddressError(f"the message id must be in the range 0-65535, not {number!r}")
+        raise AddressError(f"the message ID must be in the range 0-65535, not {number!r}")
     return number
 
 
-def _transfer_syntax(name: str) -> str:
-    uid = _TRANSFER_SYNTAXES.get(name, name)
-    if not isinstance(uid, str) or not _UID.fullmatch(uid):
-        raise ValueError(f"a transfer syntax is one of {', '.join(_TRANSFER_SYNTAXES)} or a UID, not {name!r}")
-    return uid
+# -- 6. echo -----------------------------------------------------------------------------------------------------------
 
 
-_E = TypeVar("_E", bound="_Event")
-
-
-class _Association:
-    """An association, from connecting to the goodbye; leaving it by an error aborts it."""
-
-    def __init__(self, request: _Request, journal: _Journal, deadline: _Deadline) -> None:
-        """A-ASSOCIATE (PS3.8 7.1)."""
-        self._request = request
-        self._wire = _connect(request, journal, deadline)
+def _probe(request: _Request, message_id: int, seconds: float) -> _Waiting[EchoResult]:
+    """One echo over an association of its own, from the look-up of the name to the release."""
+    echo = _Echo(request, message_id, seconds)
+    with contextlib.closing(_Association(request)) as association:
         try:
-            # Loading the codec is our own slowness: neither the peer's time nor the caller's limit pays for it.
-            with deadline.paused():
-                _load_codec()
-                self._dialogue = _Dialogue(request, journal.result.local)
-        except BaseException:
-            self._wire.hang_up(b"")
-            raise
-        try:
-            with journal.phase(Phase.associate):
-                accepted = self._exchange(self._dialogue.associate(), _Accepted)
-            journal.write(peer=accepted.peer)
-            if accepted.note:
-                journal.note(accepted.note)
-        except BaseException as error:
-            self._hang_up(error)
-            raise
-        self._known = journal.result
-
-    def __enter__(self) -> _Association:
-        return self
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        self._hang_up(error)
-
-    def resume(self, journal: _Journal, deadline: _Deadline) -> None:
-        """Be ready for one more echo, with its own journal and limit."""
-        self._wire.deadline = deadline
-        journal.write(local=self._known.local, remote=self._known.remote, peer=self._known.peer, tls=self._known.tls)
-
-    def echo(self, journal: _Journal) -> None:
-        """C-ECHO (PS3.7 9.1.5)."""
-        with journal.phase(Phase.echo):
-            answer = self._exchange(self._dialogue.echo(journal.result.message_id), _Answered)
-        journal.write(status=answer.status)
-        if _is_slow_to_associate_only(journal.result.timings):
-            journal.note("only the association was slow: the peer may be looking the address of this host up in DNS")
-        if answer.comment:
-            journal.note(f"error comment of the peer: {answer.comment}")
-
-    def release(self, journal: _Journal) -> None:
-        """A-RELEASE, or A-ABORT if asked for (PS3.8 7.2, 7.3). The verdict stands: trouble is but a note."""
-        try:
-            with journal.phase(Phase.release):
-                self._wire.deadline = self._wire.deadline.at_most(_RELEASE_TIMEOUT)
-                if self._request.abort:
-                    self._send(self._dialogue.abort())
-                else:
-                    self._exchange(self._dialogue.release(), _Released)
-            journal.write(released=True)
+            yield from association.open(echo)
+            yield from association.echo(echo)
+            yield from association.release(echo)
         except EchoError as error:
-            journal.note(f"after the answer, while releasing: {error.title.lower()}: {error}")
-            self._hang_up(error)
-
-    def _exchange(self, pdu: bytes, expected: type[_E]) -> _E:
-        self._send(pdu)
-        while not isinstance(event := self._dialogue.next_event(), expected):
-            try:
-                self._dialogue.receive_data(self._wire.receive())
-            except TimedOut as error:
-                raise self._dialogue.overdue(error) from None
-        return event
-
-    def _send(self, pdu: bytes) -> None:
-        _trace("sent", pdu, f"to {self._request.target}")
-        self._wire.send(pdu)
-
-    def _hang_up(self, error: BaseException | None) -> None:
-        over = error is None or isinstance(error, (Rejected, Aborted, ConnectionLost))
-        last_words = b"" if over else self._dialogue.abort()
-        _trace("sent", last_words, f"to {self._request.target}")
-        self._wire.hang_up(last_words)
+            echo.fail(error)
+    return echo.result()
 
 
-def _is_slow_to_associate_only(timings: Mapping[Phase, float]) -> bool:
-    association = timings.get(Phase.associate, 0.0)
-    return association > _SLOW and association > 10 * (timings.get(Phase.connect, 0.0) + timings[Phase.echo])
+class _Echo:
+    """An echo under way: how long it may take, and what it has shown so far."""
 
-
-# -- 6. wire -----------------------------------------------------------------------------------------------------------
-
-
-class _Stop:
-    """Tells many threads to stop, and ends what they wait for on their sockets."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def watch(self, sock: socket.socket) -> None:
-        with self._lock:
-            self._sockets.add(sock)
-
-    def pause(self, seconds: float) -> bool:
-        """Wait; return whether to stop. In slices, since Windows keeps Ctrl-C back from one long wait."""
-        end = time.monotonic() + seconds
-        while not self._event.wait(min(0.5, max(0.0, end - time.monotonic()))) and time.monotonic() < end:
-            pass
-        return self.is_set()
-
-    def now(self) -> None:
-        self._event.set()
-        with self._lock:
-            for sock in self._sockets:
-                with contextlib.suppress(OSError):  # not connected yet: see where it is called again
-                    sock.shutdown(socket.SHUT_RDWR)
-
-
-class _Deadline:
-    """The moment by which all must be done; a stop makes it now."""
-
-    def __init__(self, seconds: float, stop: _Stop | None = None) -> None:
+    def __init__(self, request: _Request, message_id: int, seconds: float) -> None:
+        self.request = request
+        self.message_id = message_id
         self.seconds = seconds
-        self.stop = _Stop() if stop is None else stop
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds left, always more than none."""
-        left = self._end - time.monotonic()
-        if left <= 0 or self.stop.is_set():
-            raise self.expired()
-        return left
-
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._end
-
-    def expired(self) -> TimedOut:
-        return TimedOut(_no_answer(self.seconds), timeout=self.seconds)
-
-    def at_most(self, seconds: float) -> _Deadline:
-        return _Deadline(min(seconds, self.left()), self.stop)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self._end += time.monotonic() - start
-
-
-class _Journal:
-    """The result of an echo while it grows."""
-
-    def __init__(self, request: _Request, message_id: int) -> None:
-        self.result = EchoResult(
-            request.address, request.port, request.called_ae_title, request.calling_ae_title, message_id,
-            datetime.now(timezone.utc),
-        )  # fmt: skip
-
-    def write(self, **seen: object) -> None:
-        """Add to the result what its attributes name."""
-        self.result = replace(self.result, **seen)  # type: ignore[arg-type]  # a wrong name or type fails the tests
-
-    def note(self, text: str) -> None:
-        self.write(notes=(*self.result.notes, text))
+        self.until = time.perf_counter() + seconds
+        self.started_at = datetime.now(timezone.utc)
+        self.wire = _Wire()  # until it goes over an association
+        self.timings: dict[Phase, float] = {}
+        self.notes: list[str] = []
+        self.pdus: list[tuple[float, str, bytes]] = []  # to be logged once the phase is over
+        self.status: int | None = None
+        self.error: EchoError | None = None
+        self.peer: Peer | None = None
+        self.tls: TLSInfo | None = None
+        self.released = False
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """Time a phase, and mark with it what goes wrong within."""
+        """Time a phase; record it, with its hint, on any EchoError raised inside."""
         start = time.perf_counter()
+        self.wire.ready_at = end = None
         try:
             yield
+            end = self.wire.ready_at  # when the answer was here, which may be before it was our turn
         except EchoError as error:
-            error.phase, error.over_tls = phase, self.result.tls is not None
+            end = self.wire.ready_at
+            self._explain(error, phase)
             raise
+        except TimeoutError:
+            late = self.expired()
+            self._explain(late, phase)
+            raise late from None
         finally:
-            took = time.perf_counter() - start
-            self.write(timings=_Timings({**self.result.timings, phase: took}))
+            self.timings[phase] = (end or time.perf_counter()) - start
+            _log_pdus(self.pdus, self.request.target)
+            self.pdus.clear()
+
+    def _explain(self, error: EchoError, phase: Phase) -> None:
+        error.phase = phase
+        if not error.hint:
+            case = error._case
+            cases = (f"{case} with identity", case, phase) if self.request.identity else (case, phase)
+            error.hint = _hint(error.kind, *cases, tls=self.request.tls is not None).format(
+                called=self.request.called_ae_title,
+                calling=self.request.calling_ae_title,
+                local=(self.wire.local or "").rpartition(":")[0].strip("[]") or "this host",
+            )
+
+    def expired(self, case: str = "") -> TimedOut:
+        message = _no_answer(self.seconds)
+        late = time.perf_counter() - self.until
+        if late > 1.0:  # nobody looks at the clock as late as that unless this process did not run
+            message, case = f"{message}, but this process did not run for {late:.0f} s", "suspended"
+        return TimedOut(message, case=case, timeout=self.seconds)
+
+    def fail(self, error: EchoError) -> None:
+        """Keep an error as the outcome: its facts, and none of the frames and buffers that it came from."""
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self.error = error
+
+    def result(self) -> EchoResult:
+        request = self.request
+        return EchoResult(
+            address=request.address,
+            port=request.port,
+            called_ae_title=request.called_ae_title,
+            calling_ae_title=request.calling_ae_title,
+            message_id=self.message_id,
+            started_at=self.started_at,
+            label=request.label,
+            status=self.status,
+            error=self.error,
+            timings=_Timings(self.timings),
+            local=self.wire.local,
+            remote=self.wire.remote,
+            peer=self.peer,
+            tls=self.tls,
+            notes=tuple(self.notes),
+            released=self.released,
+        )
 
 
-class _Wire:
-    """A connected socket that takes no longer than its deadline."""
+class _Association:
+    """An association and the wire under it; echoes go over it one after the other."""
 
-    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
-        self._socket = sock
-        self.deadline = deadline
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+        self._wire = _Wire()
+        self._dialogue = _Dialogue(request)
+        self._peer: Peer | None = None
+        self._tls: TLSInfo | None = None
+        self._used_at = 0.0
+        self._last_words = b""  # what is due to the peer if we hang up now
 
-    def send(self, data: bytes) -> None:
-        self._socket.settimeout(self.deadline.left())
+    def open(self, echo: _Echo) -> _Waiting[None]:
+        """Connect, and request the association: A-ASSOCIATE (PS3.8 7.1)."""
+        self._take_up(echo)
+        yield from self._connect(echo)
+        start = time.perf_counter()
+        _load_codec()
+        echo.until = self._wire.until = echo.until + time.perf_counter() - start  # time of our own: stop the clock
+        with echo.phase(Phase.associate):
+            accepted = yield from self._exchange(self._dialogue.associate(), echo)
+        self._peer = echo.peer = accepted.peer
+        echo.notes += accepted.notes
+
+    def _connect(self, echo: _Echo) -> _Waiting[None]:
+        """Name look-up, TCP, TLS."""
+        request, wire, host = self._request, self._wire, self._request.address.host
+        with echo.phase(Phase.resolve):
+            candidates = yield from wire.resolve(host, request.port, request.family)
+        with echo.phase(Phase.connect):
+            try:
+                echo.notes += yield from wire.connect(candidates, request.source)
+            except TimeoutError:
+                raise echo.expired() from None
+        if request.tls:
+            with echo.phase(Phase.tls):
+                self._tls = echo.tls = yield from wire.start_tls(request.tls, request.server_hostname or host)
+
+    def resume(self, echo: _Echo) -> str:
+        """Make ready for one more echo; say how the peer has ended the association since the last, "" if it has not."""
+        self._take_up(echo)
         try:
-            self._socket.sendall(data)
-        except TimeoutError:
-            raise self.deadline.expired() from None
-        except OSError:
-            pass  # The peer hung up: what it said before, or that it said nothing, shows at the next `receive`.
+            while (data := self._wire.receive_at_once()) is not None:
+                self._dialogue.receive_data(data)
+                self._dialogue.next_event()
+        except EchoError as error:
+            self._hear_the_end(error)
+            how = (
+                "A-RELEASE-RQ"
+                if error.message == _RELEASED
+                else "A-ABORT"
+                if error.kind == "aborted"
+                else error.message
+            )
+            idle = time.perf_counter() - self._used_at
+            return f"the peer had ended the association, within {idle:.1f} s after the last echo ({how}); opened anew"
+        return ""
 
-    def receive(self) -> bytes:
-        """Bytes as they come; none when the peer has closed."""
-        self._socket.settimeout(self.deadline.left())
-        _acknowledge_at_once(self._socket)
+    def _take_up(self, echo: _Echo) -> None:
+        echo.wire, echo.peer, echo.tls = self._wire, self._peer, self._tls
+        self._wire.until = echo.until
+
+    def echo(self, echo: _Echo) -> _Waiting[None]:
+        """C-ECHO (PS3.7 9.1.5)."""
+        with echo.phase(Phase.echo):
+            answer = yield from self._exchange(self._dialogue.echo(echo.message_id), echo)
+        self._used_at = time.perf_counter()
+        echo.status = answer.status
+        echo.notes += answer.notes
+        took = echo.timings
+        if took.get(Phase.associate, 0) > max(0.5, 10 * (took.get(Phase.connect, 0) + took[Phase.echo])):
+            echo.notes.append("only the association was slow: the peer may be doing a reverse DNS lookup of this host")
+
+    def release(self, echo: _Echo) -> _Waiting[None]:
+        """A-RELEASE, or A-ABORT if asked for (PS3.8 7.2, 7.3). The verdict stands: trouble becomes a note."""
+        echo.seconds = max(0.001, min(_RELEASE_TIMEOUT, echo.until - time.perf_counter()))
+        echo.until = self._wire.until = time.perf_counter() + echo.seconds
         try:
-            return self._socket.recv(1 << 16)
-        except TimeoutError:
-            raise self.deadline.expired() from None
-        except OSError as error:
-            if _is_tls_error(error):
-                raise _tls_failed(error) from error
-            raise ConnectionLost("reset by the peer", detail=_reason(error)) from error
+            with echo.phase(Phase.release):
+                if self._request.abort:
+                    yield from self._send(_ABORT, echo)
+                else:
+                    yield from self._exchange(self._dialogue.release(), echo)
+            self._last_words = b""
+            echo.released = True
+        except EchoError as error:
+            echo.notes.append(f"after the answer, while releasing: {error.title.lower()}: {error}")
 
-    def hang_up(self, last_words: bytes) -> None:
-        """Close; try to say the last words, but do not wait for it."""
-        with contextlib.suppress(OSError):
-            self._socket.setblocking(False)
-            if last_words:
-                self._socket.send(last_words)
-        self._socket.close()
+    def close(self) -> None:
+        """Close the connection; send the last words, but do not wait for them."""
+        if self._last_words:
+            self._wire.send_at_once(self._last_words)
+            _log_pdus([(time.time(), "sent", self._last_words)], self._request.target)
+        self._wire.close()
 
-
-def _acknowledge_at_once(sock: socket.socket) -> None:
-    """Keep Linux from delaying the acknowledgement that a peer with Nagle's algorithm waits 40 ms for.
-
-    The kernel forgets the setting, so it is made before each receive; other systems do not have it.
-    """
-    if hasattr(socket, "TCP_QUICKACK"):
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def _connect(request: _Request, journal: _Journal, deadline: _Deadline) -> _Wire:
-    """Open the way to the peer: name, TCP, TLS."""
-    with journal.phase(Phase.resolve):
-        candidates = _resolve(request.address.host, request.port, request.family, deadline)
-    with journal.phase(Phase.connect):
-        sock = _connect_any(candidates, request.source, deadline, journal)
-    with contextlib.suppress(OSError):  # some systems do not tell when the peer has gone already
-        journal.write(local=_host_port(*sock.getsockname()[:2]))
-    if request.tls:
-        with journal.phase(Phase.tls):
-            sock = _start_tls(sock, request.tls, request.server_hostname or request.address.host, deadline)
-        journal.write(tls=_describe_tls(sock))
-    return _Wire(sock, deadline)
-
-
-class _Candidate(NamedTuple):
-    family: int
-    sockaddr: Any  # (host, port), for IPv6 with flow and scope behind
-
-
-def _resolve(host: str, port: int, family: int, deadline: _Deadline) -> list[_Candidate]:
-    """All addresses of a host, in the order in which the system would try them."""
-    name = host.encode() if host.isascii() else host  # bytes spare us the import of the codec for other names
-    look_up = functools.partial(socket.getaddrinfo, name, port, family, socket.SOCK_STREAM)
-    try:
+    def _exchange(self, pdu: bytes, echo: _Echo) -> _Waiting[Any]:
+        """Send a PDU and return what the peer answers."""
+        self._dialogue.trace = functools.partial(_trace, echo.pdus, "received")
         try:
-            found = look_up(flags=socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            found = _bounded(look_up, deadline)
-    except (OSError, UnicodeError) as error:
-        if isinstance(error, TimedOut):
+            yield from self._send(pdu, echo)
+            while (event := self._dialogue.next_event()) is None:
+                self._dialogue.receive_data((yield from self._wire.receive()))
+        except TimedOut:
             raise
-        if family and re.fullmatch(r"[0-9.]+|.*:.*", host):
-            raise Unreachable("the host is an address of the other family", hint="leave out -4, -6, --source") from None
-        hint = "check the spelling and the name server" + (", or leave out -4 and -6" if family else "")
-        raise Unreachable("name not resolved", hint=hint, detail=_reason(error)) from error
-    return [_Candidate(each[0], each[4]) for each in found]
+        except TimeoutError:
+            raise echo.expired("cut off" if self._dialogue.is_cut_off() else "") from None
+        except EchoError as error:
+            self._hear_the_end(error)
+            raise
+        return event
 
+    def _send(self, pdu: bytes, echo: _Echo) -> _Waiting[None]:
+        self._last_words = _ABORT
+        _trace(echo.pdus, "sent", pdu)
+        yield from self._wire.send(pdu)
 
-_T = TypeVar("_T")
-
-
-def _bounded(look_up: Callable[[], _T], deadline: _Deadline) -> _T:
-    """Run a name look-up, which knows no time-out of its own, in a thread that is left behind if it hangs."""
-    outcome: list[_T | BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            outcome.append(look_up())
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits
-            outcome.append(error)
-        done.set()
-
-    threading.Thread(target=run, name="dicom-echo-resolve", daemon=True).start()
-    while not done.wait(min(deadline.left(), 0.1)):
-        pass  # `left` ends it; a stop has no other way to be heard here
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
-
-
-def _check_source(source: str, family: int) -> int:
-    """Return the address family of a local IP address to connect from."""
-    try:
-        own = socket.getaddrinfo(source, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
-        with socket.socket(own[0]) as trial:
-            trial.bind(own[4])
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"source must be an IP address of this host, not {source!r}: {_reason(error)}") from error
-    return own[0]
-
-
-class _Failure(NamedTuple):
-    """An address that could not be connected to, and the seconds that it was given."""
-
-    remote: str
-    error: OSError
-    share: float
-
-    @property
-    def telling(self) -> int:
-        """Who refuses is up, who is silent may be; "no route" often means but IPv6."""
-        return 2 if isinstance(self.error, ConnectionRefusedError) else int(isinstance(self.error, TimeoutError))
-
-
-def _connect_any(
-    candidates: list[_Candidate], source: str | None, deadline: _Deadline, journal: _Journal
-) -> socket.socket:
-    """Connect to the first that answers. Each gets a fair share of the time, so that every one is tried."""
-    failures: list[_Failure] = []
-    for number, candidate in enumerate(candidates):
-        remote = _host_port(*candidate.sockaddr[:2])
-        journal.write(remote=remote)
-        share = deadline.left() / (len(candidates) - number)
-        try:
-            return _connect_one(candidate, source, share, deadline.stop)
-        except OSError as error:
-            failures.append(_Failure(remote, error, share))
-    worst = max(failures, key=lambda failure: failure.telling)
-    journal.write(remote=worst.remote)
-    each = "; ".join(f"{failure.remote}: {_reason(failure.error)}" for failure in failures)
-    raise _not_connected(worst, each if len(failures) > 1 else "", deadline)
-
-
-def _connect_one(candidate: _Candidate, source: str | None, timeout: float, stop: _Stop) -> socket.socket:
-    sock = socket.socket(candidate.family, socket.SOCK_STREAM)
-    stop.watch(sock)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(timeout)
-        if source is not None:
-            sock.bind((source, 0))
-        sock.connect(candidate.sockaddr)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _not_connected(failure: _Failure, detail: str, deadline: _Deadline) -> EchoError:
-    if isinstance(failure.error, TimeoutError):
-        waited = deadline.seconds if deadline.is_over() else failure.share
-        return TimedOut(_no_answer(waited), detail=detail, timeout=waited)
-    hint = "check the address, the network and the firewalls between here and there"
-    if isinstance(failure.error, ConnectionRefusedError):
-        hint = "the host is up, but nothing listens on this port; usual DICOM ports: 104, 11112, 4242, 2762 (TLS)"
-    return Unreachable(_reason(failure.error), hint=hint, detail=detail, errno=failure.error.errno)
+    def _hear_the_end(self, error: EchoError) -> None:
+        """After an A-RELEASE-RQ an A-RELEASE-RP is due, after any other end nothing."""
+        if isinstance(error, (Rejected, Aborted, ConnectionLost)):
+            self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
 
 
 def _no_answer(seconds: float) -> str:
     return f"no answer within {round(seconds, 2) or seconds:g} s"
 
 
-def _reason(error: BaseException) -> str:
-    """The system's words for an error, without their capitals and numbers."""
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"  # Windows has a whole sentence for it
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return words[:1].lower() + words[1:]
+def _trace(pdus: list[tuple[float, str, bytes]], direction: str, pdu: bytes) -> None:
+    """Keep a PDU for the log if somebody reads it: to format it now would cost the phase that is being timed."""
+    if _log.isEnabledFor(logging.DEBUG):
+        pdus.append((time.time(), direction, _without_secret(pdu)))
 
 
-def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str, deadline: _Deadline) -> ssl.SSLSocket:
-    try:
-        secured = context.wrap_socket(sock, server_hostname=name.partition("%")[0], do_handshake_on_connect=False)
-        sock = secured  # the plain one is of no use any more
-        deadline.stop.watch(secured)
-        secured.settimeout(deadline.left())
-        secured.do_handshake()
-        return secured
-    except TimeoutError:
-        sock.close()
-        raise deadline.expired() from None
-    except (OSError, ValueError) as error:
-        sock.close()
-        raise _tls_failed(error) from error
+def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
+    """Log PDUs, decoded and as hex."""
+    if pdus and _log.isEnabledFor(logging.DEBUG):
+        for at, direction, pdu in pdus:
+            name, size = _PDU_NAMES.get(pdu[0], "not DICOM"), f"{len(pdu)} bytes"
+            clock = datetime.fromtimestamp(at).isoformat(sep=" ", timespec="milliseconds")
+            whom = f"{'to' if direction == 'sent' else 'from'} {target}"
+            _log.debug("%s %s %s, %s, %s\n%s%s", clock, direction, name, size, whom, _describe_pdu(pdu), _hexdump(pdu))
 
 
-def _is_tls_error(error: BaseException) -> bool:
-    return type(error).__module__ == "ssl"  # whose import costs time that a plain echo need not spend
+# -- 7. wire -----------------------------------------------------------------------------------------------------------
 
 
-# What OpenSSL calls it (a part of it is enough), what we call it, and what to do.
-_TLS_FAILURES = [
-    ("HOSTNAME_MISMATCH", "the certificate is for another name", "--server-name NAME, if that name is right"),
-    ("IP_ADDRESS_MISMATCH", "the certificate is for another address", "--server-name NAME, if a name is in it"),
-    ("CERTIFICATE_HAS_EXPIRED", "a certificate has expired", "have the peer's renewed, or that of its authority; "
-     "-k only to find out"),
-    ("NOT_YET_VALID", "a certificate is not valid yet", "compare the clocks of both hosts"),
-    ("CERTIFICATE_VERIFY_FAILED", "certificate not trusted", "--cacert FILE with the authority that issued it; "
-     "-k only to find out"),
-    ("CERTIFICATE_REQUIRED", "the peer wants a client certificate", "--cert FILE --key FILE"),
-    ("ALERT_CERTIFICATE_EXPIRED", "the peer finds our certificate expired", "--cert FILE with one that is valid"),
-    ("UNKNOWN_CA", "the peer does not trust our certificate", "have the peer trust the authority that issued it"),
-    ("HANDSHAKE_FAILURE", "the peer refused the handshake", "it may want a client certificate (--cert, --key), "
-     "or share no cipher with us"),
-    ("BAD_CERTIFICATE", "the peer refused our certificate", "--cert FILE --key FILE with one that it accepts"),
-    ("WRONG_VERSION_NUMBER", "the peer does not speak TLS", "the port does not speak TLS: drop --tls"),
-    ("RECORD_LAYER_FAILURE", "the peer does not speak TLS", "the port does not speak TLS: drop --tls"),
-    ("PROTOCOL_VERSION", "no common version of TLS", "the peer must speak TLS 1.2 or later (PS3.15 B.12)"),
-    ("UNSUPPORTED_PROTOCOL", "no common version of TLS", "the peer must speak TLS 1.2 or later (PS3.15 B.12)"),
-]  # fmt: skip
+class _Wait(NamedTuple):
+    """What is yielded where others may go on: it waits for a socket, or only for a moment."""
+
+    sock: socket.socket | None
+    events: int  # of `selectors`
+    until: float  # on the clock of `time.perf_counter`
 
 
-def _tls_failed(error: Exception) -> TLSFailed:
-    """Say in plain words what OpenSSL means (PS3.15 B.12)."""
+# What takes its turn with others: it is sent the time at which its socket was ready, or None if its own is up. What it
+# yields that is no _Wait is an outcome.
+_Waiting = Generator[Any, Optional[float], _T]
+
+
+class _Candidate(NamedTuple):
+    """An address of a host, as `socket` has it."""
+
+    family: int
+    sockaddr: Any  # (host, port), for IPv6 followed by flow and scope
+
+    def __str__(self) -> str:
+        return _host_port(*self.sockaddr[:2])
+
+
+# Failures of this host, which say nothing of the peer.
+_THIS_HOST = {
+    errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOBUFS,
+    errno.ENOMEM,
+}  # fmt: skip
+
+# A name server that hangs keeps each of its threads for as long as the system cares to wait.
+_look_ups = threading.BoundedSemaphore(64)
+
+
+class _Wire:
+    """The way to a peer: a socket that is waited for, and the limit on waiting. Raises TimeoutError when it is up."""
+
+    def __init__(self) -> None:
+        self.until = 0.0  # on the clock of `time.perf_counter`
+        self.ready_at: float | None = None  # when the peer was last heard
+        self.local: str | None = None
+        self.remote: str | None = None
+        self._socket: Any = None
+
+    def _ready(self, sock: socket.socket, events: int, until: float = math.inf) -> _Waiting[None]:
+        at = yield _Wait(sock, events, min(until, self.until))
+        if at is None:
+            raise TimeoutError
+        self.ready_at = at
+
+    def resolve(self, host: str, port: int, family: int) -> _Waiting[list[_Candidate]]:
+        """All addresses of a host, in the order in which the system would try them."""
+        # Positional and as text: an application's own resolver may stand in the place of the system's.
+        look_up = functools.partial(socket.getaddrinfo, host, port)
+        literal = _is_ipv6(host) or _is_ip(host, socket.AF_INET)
+        try:
+            found = yield from self._look_up(look_up, literal, family, socket.SOCK_STREAM)
+        except TimeoutError:
+            raise
+        except Exception as error:  # any: an application's own resolver raises what it likes
+            message, case, detail = "name not resolved", "", _reason(error)
+            if family:
+                with contextlib.suppress(Exception):
+                    if (yield from self._look_up(look_up, literal, 0, socket.SOCK_STREAM)):
+                        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
+                        message, case = f"the name has no {version} address", "other family"
+                        if literal:
+                            message = "the address does not match -4, -6 or --source"
+            if literal and "%" in host and not case:
+                message = f'this host has no network interface "{host.partition("%")[2]}"'
+                case, detail = "this host", f"it has {', '.join(name for _, name in socket.if_nameindex())}"
+            raise Unreachable(message, case=case, detail=detail, errno=getattr(error, "errno", None)) from None
+        return [_Candidate(each[0], each[4]) for each in found]
+
+    def _look_up(self, look_up: Callable[..., list[Any]], at_once: bool, *arguments: int) -> _Waiting[list[Any]]:
+        """Run a name look-up, which can neither be waited for nor ended, in a thread that is left behind if it hangs.
+
+        The thread's end shows as the end of a stream, which can be waited for as any other.
+        """
+        if at_once:  # nobody has to be asked for the address of an address
+            return look_up(*arguments)
+        while not _look_ups.acquire(blocking=False):
+            if time.perf_counter() >= self.until:
+                raise TimeoutError
+            yield _Wait(None, 0, min(self.until, time.perf_counter() + 0.01))
+        outcome: list[Any] = []
+
+        def run() -> None:
+            try:
+                outcome.append(look_up(*arguments))
+            except Exception as error:  # any: it is raised below
+                outcome.append(error)
+            finally:
+                _look_ups.release()
+                theirs.close()
+
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            _look_ups.release()
+            return look_up(*arguments)
+        with ours:
+            try:
+                threading.Thread(target=run, name="dicom-echo-resolve", daemon=True).start()
+            except RuntimeError:  # no thread to be had
+                run()
+            yield from self._ready(ours, selectors.EVENT_READ)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return list(outcome[0])
+
+    def connect(self, candidates: list[_Candidate], source: str | None) -> _Waiting[list[str]]:
+        """Connect to the first that answers; return notes on those before it that did not.
+
+        Each gets a fair share of the time, so that every one is tried.
+        """
+        failures: list[tuple[int, _Candidate, EchoError, float]] = []
+        for number, candidate in enumerate(candidates):
+            start, self.ready_at, self.remote = time.perf_counter(), None, str(candidate)
+            failure: tuple[int, _Candidate, EchoError]
+            share = max(0.0, self.until - start) / (len(candidates) - number)
+            try:
+                yield from self._connect_one(candidate, source, start + share)
+            except TimeoutError:
+                failure = 1, candidate, TimedOut(_no_answer(share), timeout=share)
+            except OSError as error:
+                failure = self._unreachable(error, candidate)
+            else:
+                return [
+                    f"{other} did not answer, which cost {seconds * 1000:.0f} ms: {error}"
+                    for _, other, error, seconds in failures
+                ]
+            failures.append((*failure, time.perf_counter() - start))
+        _, candidate, worst, _ = max(failures, key=lambda failure: failure[0])
+        self.remote = str(candidate)
+        if isinstance(worst, TimedOut) and time.perf_counter() >= self.until:
+            raise TimeoutError
+        if len(failures) > 1:
+            worst.detail = "; ".join(f"{other}: {error}" for _, other, error, _ in failures)
+        raise worst
+
+    def _unreachable(self, failure: OSError, candidate: _Candidate) -> tuple[int, _Candidate, Unreachable]:
+        """Rank: this host's own trouble > refused > silent > no route (often only IPv6 is missing)."""
+        case = ""
+        if failure.errno in _THIS_HOST:
+            case = "this host"
+        elif candidate.family == socket.AF_INET6 and re.match("fe[89ab]", str(candidate.sockaddr[0]), re.IGNORECASE):
+            case = "link-local" if not candidate.sockaddr[3] else ""
+        error = Unreachable(_reason(failure), case=case, errno=failure.errno)
+        return 3 if case else 2 if isinstance(failure, ConnectionRefusedError) else 0, candidate, error
+
+    def _connect_one(self, candidate: _Candidate, source: str | None, until: float) -> _Waiting[None]:
+        sock = socket.socket(candidate.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if source is not None:
+                sock.bind((source, 0))
+            try:
+                sock.connect(candidate.sockaddr)
+            except BlockingIOError:
+                yield from self._ready(sock, selectors.EVENT_WRITE, until)
+                if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(code, os.strerror(code)) from None
+            with contextlib.suppress(OSError):  # some systems do not tell when the peer has gone already
+                self.local = _host_port(*sock.getsockname()[:2])
+            self._socket = sock
+        finally:
+            if self._socket is not sock:
+                sock.close()
+
+    def send(self, data: bytes) -> _Waiting[None]:
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except OSError as error:
+                if not (events := _awaited(error, selectors.EVENT_WRITE)):
+                    return  # The peer hung up: what it said before, or that it said nothing, shows in `receive`.
+                yield from self._ready(self._socket, events)
+
+    def send_at_once(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.send(data)
+
+    def receive(self) -> _Waiting[bytes]:
+        """Bytes as they come; none when the peer has closed."""
+        events = 0 if self._decrypted() else selectors.EVENT_READ
+        while True:
+            self._acknowledge_at_once()
+            if events:
+                yield from self._ready(self._socket, events)
+            try:
+                return self._receive()
+            except OSError as error:
+                events = _awaited(error, selectors.EVENT_READ)
+
+    def receive_at_once(self) -> bytes | None:
+        """Bytes that are here already; none when the peer has closed, None if it is silent."""
+        try:
+            return self._receive()
+        except OSError as error:
+            if isinstance(error, EchoError):
+                raise
+            return None
+
+    def _receive(self) -> bytes:
+        try:
+            return bytes(self._socket.recv(1 << 16))
+        except OSError as error:
+            if _awaited(error, selectors.EVENT_READ):
+                raise
+            if type(error).__module__ == "ssl":
+                raise _tls_failed(error, self._socket.context) from None
+            raise ConnectionLost("reset by the peer", detail=_reason(error)) from None
+
+    def _decrypted(self) -> bool:
+        """Whether TLS has taken data from the socket that nobody has read yet."""
+        return hasattr(self._socket, "pending") and self._socket.pending() > 0
+
+    def _acknowledge_at_once(self) -> None:
+        """Keep Linux from delaying the acknowledgement that a peer with Nagle's algorithm waits 40 ms for.
+
+        The kernel forgets the setting, so it is made before each receive; other systems do not have it.
+        """
+        if hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def start_tls(self, context: ssl.SSLContext, name: str) -> _Waiting[TLSInfo]:
+        """Secure the connection (PS3.15 B.12), and check whom it is with."""
+        # Names in certificates, and SNI (RFC 6066 3), have no dot at their end; a zone means something only here.
+        name = _ascii_name(name.partition("%")[0].removesuffix("."))
+        try:
+            secured = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+            self._socket = secured  # which has taken the plain one's place
+            while True:
+                try:
+                    secured.do_handshake()
+                    break
+                except OSError as error:
+                    if not (events := _awaited(error, selectors.EVENT_READ)):
+                        raise
+                yield from self._ready(secured, events)
+            _check_names(secured)
+        except (EchoError, TimeoutError):
+            raise
+        except (OSError, ValueError) as error:
+            raise _tls_failed(error, context) from None
+        certificate = _certificate(secured)
+        return TLSInfo(
+            version=secured.version() or "",
+            cipher=(secured.cipher() or ("",))[0],
+            certificate_expiry=certificate.not_after,
+            certificate_verified=context.verify_mode != 0,
+            subject=certificate.subject,
+            issuer=certificate.issuer,
+            names=certificate.names,
+        )
+
+
+def _awaited(error: OSError, events: int) -> int:
+    """What a socket has to be waited for; 0 if it failed. (The ssl module, with two such errors, may not be loaded.)"""
+    if isinstance(error, BlockingIOError):
+        return events
+    name = type(error).__name__
+    return {"SSLWantReadError": selectors.EVENT_READ, "SSLWantWriteError": selectors.EVENT_WRITE}.get(name, 0)
+
+
+class _OwnTLS(NamedTuple):
+    """What is known of a context that the command made itself, and cannot be asked of one; see `_tls_context`."""
+
+    has_certificate: bool
+    checks_names: bool  # ours to check, after the handshake: OpenSSL would not tell which names there are
+
+
+def _own_tls(context: ssl.SSLContext | None) -> _OwnTLS | None:
+    own: _OwnTLS | None = getattr(context, "_dicom_echo", None)
+    return own
+
+
+# A verify error of OpenSSL (X509_V_ERR_...) by its number; the words for it differ between versions.
+_VERIFY_ERRORS = {
+    **dict.fromkeys((2, 19, 20, 21, 27, 28), "certificate not trusted"),
+    18: "the certificate is self-signed",
+    10: "a certificate has expired",
+    9: "a certificate is not valid yet",
+    23: "a certificate has been revoked",
+    **dict.fromkeys((3, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54, 73, 74, 75), "revocation cannot be checked"),
+    62: "the certificate is for another name",
+    64: "the certificate is for another address",
+    **dict.fromkeys((66, 67), "a certificate's key is too weak"),
+    68: "a certificate's signature is too weak",
+    **dict.fromkeys((4, 7, 29, 30, 31, 77), "a certificate's signature is wrong"),
+    **dict.fromkeys((26, 39), "the certificate is for another purpose"),
+    **dict.fromkeys((25, 32, 37, 79), "a CA certificate may not issue certificates"),
+    **dict.fromkeys((47, 48, 49, 51, 52, 53), "a certificate breaks the name constraints of its CA"),
+    **dict.fromkeys(range(80, 95), "a certificate breaks RFC 5280"),
+    **dict.fromkeys((6, 13, 14, 24, 34, 41, 42, 45, 46, 76, 78), "a certificate is malformed"),
+}
+
+# Alerts of the peer about a client certificate: what each means if there was one. Java's TLS says BAD_CERTIFICATE where
+# there was none, and CERTIFICATE_UNKNOWN to one that it does not accept, whatever the reason.
+_ALERTS_ON_OUR_CERTIFICATE = {
+    "BAD_CERTIFICATE": "the peer does not accept our certificate",
+    "CERTIFICATE_UNKNOWN": "the peer does not accept our certificate",
+    "UNKNOWN_CA": "the peer does not trust our certificate",
+    "CERTIFICATE_EXPIRED": "the peer says our certificate has expired",
+    "CERTIFICATE_REVOKED": "the peer says our certificate has been revoked",
+    "UNSUPPORTED_CERTIFICATE": "the peer does not support our certificate",
+}
+
+# What else OpenSSL may say, in the order in which it is looked for; a part of its words is enough.
+_TLS_FAILURES = {
+    "CERTIFICATE_REQUIRED": "the peer wants a client certificate",
+    "ALERT_NO_CERTIFICATE": "the peer wants a client certificate",
+    "ALERT_ACCESS_DENIED": "the peer denied access",
+    "ALERT_HANDSHAKE_FAILURE": "the peer refused the handshake",
+    "ALERT_INSUFFICIENT_SECURITY": "the peer finds our ciphers too weak",
+    "ALERT_INTERNAL_ERROR": "the peer had an internal error",
+    "UNRECOGNIZED_NAME": "the peer does not know this server name",
+    "NO_APPLICATION_PROTOCOL": "the peer expects another protocol",
+    "PROTOCOL_VERSION": "no common TLS version",
+    "UNSUPPORTED_PROTOCOL": "no common TLS version",
+    "NO_PROTOCOLS_AVAILABLE": "no common TLS version",
+    "VERSION_TOO_LOW": "no common TLS version",
+    "INAPPROPRIATE_FALLBACK": "no common TLS version",
+    "NO_CIPHERS_AVAILABLE": "no common cipher",
+    "WRONG_CIPHER_RETURNED": "no common cipher",
+    "UNKNOWN_CIPHER_RETURNED": "no common cipher",
+    "DH_KEY_TOO_SMALL": "the peer's key exchange is too weak",
+    "WRONG_SIGNATURE_TYPE": "no common signature algorithm",
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": "no common signature algorithm",
+    "LEGACY_SIGALG": "no common signature algorithm",
+    "UNSAFE_LEGACY_RENEGOTIATION": "the peer lacks secure renegotiation",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS",
+    "RECORD_LAYER_FAILURE": "the peer does not speak TLS",
+    "PACKET_LENGTH_TOO_LONG": "the peer does not speak TLS",
+    "BAD_RECORD_TYPE": "the peer does not speak TLS",
+    "HTTP_REQUEST": "the peer does not speak TLS",
+    "EOF": "closed during the handshake",
+    "CLOSED_BEFORE": "closed during the handshake",
+    **dict.fromkeys(
+        ("UNEXPECTED_MESSAGE", "BAD_RECORD_MAC", "DECRYPTION_FAILED", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER",
+         "DECODE_ERROR", "DECRYPT_ERROR", "MISSING_EXTENSION", "UNSUPPORTED_EXTENSION", "BAD_SIGNATURE",
+         "UNEXPECTED_RECORD", "LENGTH_MISMATCH", "BAD_LENGTH"),
+        "the handshake was not understood",
+    ),
+    "ALERT": "the peer ended the handshake",
+}  # fmt: skip
+
+
+def _tls_failed(error: Exception, context: ssl.SSLContext | None) -> TLSFailed:
+    """Say in plain words what OpenSSL means: in the handshake, or at the first read after it."""
     words = re.sub(r"\[[^]]*\] | \(_ssl\.c:\d+\)", "", str(error)) or type(error).__name__
-    code = str(error).upper().replace(" ", "_")
-    for part, message, hint in _TLS_FAILURES:
-        if part in code:
-            return TLSFailed(message, hint=hint, detail=getattr(error, "verify_message", "") or words)
-    if isinstance(error, ConnectionError) or "EOF" in code:
-        return TLSFailed("closed during the handshake", hint="does the port speak TLS? try without --tls", detail=words)
-    return TLSFailed("handshake failed", detail=words)
+    if code := getattr(error, "verify_code", 0):
+        message = _VERIFY_ERRORS.get(code, "certificate not accepted")
+        return TLSFailed(message, detail=getattr(error, "verify_message", words))
+    said = str(error).upper().replace(" ", "_")
+    for alert, message in _ALERTS_ON_OUR_CERTIFICATE.items():
+        if f"ALERT_{alert}" in said:
+            own = _own_tls(context)
+            if own is None:  # an application's context does not say whether it has a certificate
+                message = "client certificate missing or not accepted"
+            elif not own.has_certificate:
+                message = "the peer wants a client certificate"
+            return TLSFailed(message, detail=words)
+    if isinstance(error, ConnectionError):
+        return TLSFailed("closed during the handshake", detail=words)
+    message = next((message for part, message in _TLS_FAILURES.items() if part in said), "handshake failed")
+    return TLSFailed(message, detail=words)
 
 
-def _describe_tls(sock: ssl.SSLSocket) -> TLSInfo:
-    return TLSInfo(
-        version=sock.version() or "",
-        cipher=(sock.cipher() or ("",))[0],
-        certificate_expiry=_not_after(sock.getpeercert(binary_form=True) or b""),
-        certificate_verified=sock.context.verify_mode != 0,
+def _check_names(secured: ssl.SSLSocket) -> None:
+    """Hold the verified certificate of the peer to the name that it is asked by (RFC 9525 6.3, RFC 5280 4.2.1.6).
+
+    For an application's context OpenSSL does it, which ends the handshake on a mismatch and keeps the names to itself.
+    """
+    own = _own_tls(secured.context)
+    if own is None or not own.checks_names:
+        return
+    certificate: Any = secured.getpeercert()
+    name = str(secured.server_hostname).lower()
+    alternatives = certificate.get("subjectAltName", ())
+    names = [value.lower() for kind, value in alternatives if kind == "DNS"]
+    if not names:
+        names = [value.lower() for part in certificate["subject"] for kind, value in part if kind == "commonName"]
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(name)
+    except ValueError:
+        first, _, rest = name.partition(".")
+        what, fits = "name", name in names or (first and "." in rest and f"*.{rest}" in names)
+    else:
+        what, addresses = "address", [value.strip() for kind, value in alternatives if kind == "IP Address"]
+        fits = any(ip_address(each) == address for each in addresses)
+    if not fits:
+        there = _certificate(secured).names
+        raise TLSFailed(
+            f"the certificate is for another {what}",
+            detail=f"it names {', '.join(there) or 'nothing'}, not {name}",
+            names=list(there),
+        )
+
+
+class _Certificate(NamedTuple):
+    """What a certificate says of itself (RFC 5280 4.1), as far as it can be read."""
+
+    subject: str = ""
+    issuer: str = ""
+    names: tuple[str, ...] = ()
+    not_after: datetime | None = None
+
+
+def _certificate(secured: ssl.SSLSocket) -> _Certificate:
+    """Read the peer's certificate. The ssl module does it only for one that it has verified, so not with -k."""
+    try:
+        return _decode_certificate(secured.getpeercert(binary_form=True) or b"")
+    except (ValueError, IndexError):  # OpenSSL takes what we cannot read: so be it
+        return _Certificate()
+
+
+def _decode_certificate(data: bytes) -> _Certificate:
+    from ipaddress import ip_address
+
+    [(_, certificate)] = _der(data)
+    to_be_signed = [(tag, value) for tag, value in _der(_der(certificate)[0][1]) if tag != 0xA0]  # without the version
+    _serial, _algorithm, (_, issuer), (_, validity), (_, subject), *others = to_be_signed
+    subject_parts = _decode_name(subject)
+    names = [value for kind, value in subject_parts if kind == "CN"]
+    for extensions in (value for tag, value in others if tag == 0xA3):
+        for _, extension in _der(_der(extensions)[0][1]):
+            (_, identifier), *_, (_, content) = _der(extension)
+            if identifier == b"\x55\x1d\x11":  # 2.5.29.17, subject alternative name
+                names = [
+                    value.decode("latin-1") if tag == 0x82 else str(ip_address(value))
+                    for tag, value in _der(_der(content)[0][1])
+                    if tag in (0x82, 0x87)  # DNS names and IP addresses; the rest is nothing that an echo asks for
+                ] or names
+    return _Certificate(
+        ", ".join(f"{kind}={value}" for kind, value in subject_parts),
+        ", ".join(f"{kind}={value}" for kind, value in _decode_name(issuer)),
+        tuple(names),
+        _decode_time(*_der(validity)[1]),
     )
 
 
-# X.509 (RFC 5280 4.1.2.5): of two times in a row, each as UTCTime or as GeneralizedTime, the second.
-_VALIDITY = re.compile(rb"(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)")
+def _der(data: bytes) -> list[tuple[int, bytes]]:
+    """Split DER (X.690) into its elements: tag and content of each."""
+    elements = []
+    while data:
+        length, start = data[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(data[2:start], "big")
+        if len(data) < start + length:
+            raise ValueError("cut off")
+        elements.append((data[0], data[start : start + length]))
+        data = data[start + length :]
+    return elements
 
 
-def _not_after(certificate: bytes) -> datetime | None:
-    """When a certificate expires; the ssl module tells that only of those that it has verified."""
-    found = _VALIDITY.search(certificate)
-    if not found:
-        return None
-    digits = found[2] or (b"19" if found[1] >= b"50" else b"20") + found[1]
+# RFC 4514 3, and 2.5.4.5 and e-mail as OpenSSL has them
+_NAME_PARTS = {
+    "550403": "CN", "550405": "serialNumber", "550406": "C", "550407": "L", "550408": "ST", "55040a": "O",
+    "55040b": "OU", "0992268993f22c640119": "DC", "2a864886f70d010901": "emailAddress",
+}  # fmt: skip
+_STRINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}
+
+
+def _decode_name(name: bytes) -> list[tuple[str, str]]:
+    """The parts of a distinguished name (RFC 5280 4.1.2.4), in the certificate's order."""
+    parts = []
+    for _, several in _der(name):
+        for _, part in _der(several):
+            (_, kind), (tag, value) = _der(part)
+            text = value.decode(_STRINGS.get(tag, "latin-1"), "replace")
+            parts.append((_NAME_PARTS.get(kind.hex(), kind.hex()), text))
+    return parts
+
+
+def _decode_time(tag: int, value: bytes) -> datetime | None:
+    """UTCTime or GeneralizedTime (RFC 5280 4.1.2.5)."""
+    digits = value.decode("latin-1")
+    if tag == 0x17:
+        digits = ("19" if digits >= "50" else "20") + digits
     try:
-        return datetime.strptime(digits.decode(), "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
+        return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
     except ValueError:
         return None
 
 
-# -- 7. dialogue -------------------------------------------------------------------------------------------------------
+# -- 8. dialogue -------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Accepted:
-    peer: Peer
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class _Answered:
-    status: int
-    comment: str
-
-
-class _Released:
-    pass
-
-
-_Event = _Accepted | _Answered | _Released
-
-_PDU_NAMES = {
-    1: "A-ASSOCIATE-RQ",
-    2: "A-ASSOCIATE-AC",
-    3: "A-ASSOCIATE-RJ",
-    4: "P-DATA-TF",
-    5: "A-RELEASE-RQ",
-    6: "A-RELEASE-RP",
-    7: "A-ABORT",
-}
-_FOUR_BYTES = (3, 5, 6, 7)  # PS3.8 Tables 9-21, 9-24, 9-25, 9-26: nothing but four bytes may follow the header
-
-_DUE = {
+_EXPECTED = {
     Phase.associate: "A-ASSOCIATE-AC or A-ASSOCIATE-RJ",
     Phase.echo: "P-DATA-TF with the C-ECHO-RSP",
     Phase.release: "A-RELEASE-RP",
@@ -1272,20 +1903,16 @@ _DUE = {
 # PS3.8 Table 9-21
 _REJECT_RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 _REJECT_SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
-_NO_REASON = "the peer does not say why; often one of the two AE titles, or this host, is not known to it"
-_NO_ROOM = "the peer is out of associations for the moment: try again later"
-_REJECT_REASONS = {  # by source and reason: what it means, and what to do
-    (1, 1): ("no reason given", _NO_REASON),
-    (1, 2): ("application context name not supported", ""),
-    (1, 3): ("calling AE title not recognized", "ask the administrator of the peer to register the calling AE title "
-             '"{calling}" together with the address of this host, {local}'),
-    (1, 7): ("called AE title not recognized", 'the peer does not answer to "{called}"; use the AE title that is '
-             "configured on it: AE@HOST:PORT or -aec AE (upper and lower case count)"),
-    (2, 1): ("no reason given", _NO_REASON),
-    (2, 2): ("protocol version not supported", ""),
-    (3, 1): ("temporary congestion", _NO_ROOM),
-    (3, 2): ("local limit exceeded", _NO_ROOM),
-}  # fmt: skip
+_REJECT_REASONS = {
+    (1, 1): "no reason given",
+    (1, 2): "application context name not supported",
+    (1, 3): "calling AE title not recognized",
+    (1, 7): "called AE title not recognized",
+    (2, 1): "no reason given",
+    (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion",
+    (3, 2): "local limit exceeded",
+}
 
 # PS3.8 Table 9-26
 _ABORT_SOURCES = {0: "service-user", 2: "service-provider"}
@@ -1299,14 +1926,12 @@ _ABORT_REASONS = {
 }
 
 # PS3.8 Table 9-18
-_REFUSED = "the peer knows the AE title but refuses Verification"
-_CONTEXT_RESULTS = {  # what it means, and what to do
-    1: ("user rejection", _REFUSED),
-    2: ("no reason", _REFUSED),
-    3: ("abstract syntax not supported", "the peer knows the AE title but does not offer Verification to us"),
-    4: ("transfer syntaxes not supported", "the peer offers Verification, but with none of the transfer syntaxes "
-        "proposed: see --transfer-syntax"),
-}  # fmt: skip
+_CONTEXT_RESULTS = {
+    1: "user rejection",
+    2: "no reason",
+    3: "abstract syntax not supported",
+    4: "transfer syntaxes not supported",
+}
 
 # How other protocols begin when they meet an A-ASSOCIATE-RQ.
 _FINGERPRINTS = {
@@ -1320,27 +1945,46 @@ _FINGERPRINTS = {
     b"RFB ": "VNC",
 }
 
+_RELEASED = "the peer released the association without an answer"
+
+
+class _Accepted(NamedTuple):
+    """An A-ASSOCIATE-AC (PS3.8 9.3.3) that accepts Verification."""
+
+    peer: Peer
+    notes: list[str]
+
+
+class _Answered(NamedTuple):
+    """A C-ECHO-RSP (PS3.7 9.3.5.2)."""
+
+    status: int
+    notes: list[str]
+
 
 class _Dialogue:
-    """One association as its requestor sees it (PS3.8 9.2): bytes in, events out, no I/O."""
+    """One association as its requestor sees it (PS3.8 9.2): bytes in, events out, no I/O.
 
-    def __init__(self, request: _Request, local: str | None) -> None:
-        self._from = f"from {request.target}"
-        here = (local or "").rpartition(":")[0].strip("[]")
-        self._names = {"called": request.called_ae_title, "calling": request.calling_ae_title, "local": here}
-        self._proposed = request.transfer_syntaxes
-        self._request_pdu = _encode_associate_rq(
-            request.called_ae_title, request.calling_ae_title, request.max_pdu, tuple(request.transfer_syntaxes)
-        )
+    An event is what a phase ends with if all goes well: `_Accepted`, `_Answered`, and True for the release. Between
+    two echoes any event is the end of the association, and raised.
+    """
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+        self.trace: Callable[[bytes], None] = lambda _pdu: None  # is shown each PDU as it was received
         self._phase = Phase.associate
-        self._message_id = 0
+        self._message_id: int | None = None  # of the request that has no answer yet
         self._peer_max_pdu = 0
         self._buffer = bytearray()
         self._command = bytearray()
+        self._data_set_due = False
         self._closed = False
 
     def associate(self) -> bytes:
-        return self._request_pdu
+        asked = self._request
+        return _encode_associate_rq(
+            asked.called_ae_title, asked.calling_ae_title, asked.max_pdu, tuple(asked.transfer_syntaxes), asked.identity
+        )
 
     def echo(self, message_id: int) -> bytes:
         self._phase, self._message_id = Phase.echo, message_id
@@ -1349,37 +1993,40 @@ class _Dialogue:
 
     def release(self) -> bytes:
         self._phase = Phase.release
-        return _encode_release_rq()
-
-    def abort(self) -> bytes:
-        return _encode_abort()
+        return _RELEASE_RQ
 
     def receive_data(self, data: bytes) -> None:
         """Take what came from the peer; nothing means that it has closed."""
         self._buffer += data
         self._closed = not data
 
-    def next_event(self) -> _Event | None:
-        """What has happened, or None until more data are here."""
+    def next_event(self) -> _Accepted | _Answered | bool | None:
+        """What has happened, or None until more data are here. Raises an `EchoError`; anything else is a bug."""
         while pdu := self._next_pdu():
-            _trace("received", pdu, self._from)
+            self.trace(pdu)
             move = self._MOVES.get((self._phase, pdu[0]))
             if move is None:
-                raise ProtocolError(f"{_PDU_NAMES[pdu[0]]} where {_DUE[self._phase]} is due")
+                raise ProtocolError(f"received {_PDU_NAMES[pdu[0]]}, expected {_EXPECTED[self._phase]}")
             if event := move(self, pdu):
                 return event
-        if self._closed:
-            raise self._cut_off()
-        return None
+        if not self._closed:
+            return None
+        raise ConnectionLost("the answer was cut off" if self.is_cut_off() else "closed by the peer without an answer")
+
+    def is_cut_off(self) -> bool:
+        """Whether an answer has begun but is not whole; raises `ProtocolError` if it is no DICOM."""
+        if self._buffer:
+            self._check_type()
+        return bool(self._buffer or (self._command and self._phase == Phase.echo))
 
     def _next_pdu(self) -> bytes | None:
         """Cut a whole PDU off (PS3.8 9.3.1): first the type, then the length, only then its bytes."""
         if len(self._buffer) < 6:
             return None
+        self._check_type()
         kind, length = self._buffer[0], int.from_bytes(self._buffer[2:6], "big")
-        if kind not in _PDU_NAMES:
-            raise self._not_dicom()
-        if length > _MAX_PDU_LENGTH or (kind in _FOUR_BYTES and length != 4):
+        four_bytes = kind in (3, 5, 6, 7)  # PS3.8 Tables 9-21, 9-24, 9-25, 9-26: nothing else may follow the header
+        if length > _MAX_PDU_LENGTH or (four_bytes and length != 4):
             raise ProtocolError(f"{_PDU_NAMES[kind]} with an impossible length of {length} bytes")
         if len(self._buffer) < 6 + length:
             return None
@@ -1387,67 +2034,71 @@ class _Dialogue:
         del self._buffer[: 6 + length]
         return pdu
 
-    def _not_dicom(self) -> ProtocolError:
+    def _check_type(self) -> None:
+        """Tell by its first byte that the answer is no DICOM, and by a few more what it is instead."""
+        if self._buffer[0] in _PDU_NAMES:
+            return
         start = bytes(self._buffer[:16])
-        _trace("received", bytes(self._buffer), self._from)
-        for beginning, name in _FINGERPRINTS.items():
-            if start.startswith(beginning):
-                hint = "the port speaks TLS: try --tls" if name == "TLS" else "this is not a DICOM port"
-                return ProtocolError(f"the answer is {name}, not DICOM", hint=hint, received=start.hex())
-        return ProtocolError("the answer is not DICOM", hint="this is not a DICOM port", received=start.hex())
-
-    def _cut_off(self) -> EchoError:
-        if not self._buffer:
-            return ConnectionLost("closed by the peer without an answer")
-        if self._buffer[0] not in _PDU_NAMES:
-            return self._not_dicom()
-        return ConnectionLost("closed by the peer in the middle of an answer")
-
-    def overdue(self, error: TimedOut) -> EchoError:
-        """What a silence means after what came before it."""
-        if not self._buffer:
-            return error
-        if self._buffer[0] not in _PDU_NAMES:
-            return self._not_dicom()
-        return TimedOut(error.message, hint="the answer stopped in the middle", timeout=error.timeout)
+        self.trace(bytes(self._buffer))
+        name = next((name for first, name in _FINGERPRINTS.items() if start.startswith(first)), "")
+        raise ProtocolError(
+            f"the answer is {name}, not DICOM" if name else "the answer is not DICOM",
+            case="TLS" if name == "TLS" and not self._request.tls else "not DICOM",
+            received=start.hex(),
+        )
 
     def _on_accept(self, pdu: bytes) -> _Accepted:
-        result, peer = _decode_associate_ac(pdu)
-        if result is None:
-            raise ProtocolError(f"the peer accepts, but says nothing of presentation context {_CONTEXT_ID}")
-        if result != 0:
-            meaning, hint = _CONTEXT_RESULTS.get(result, ("reserved result", _REFUSED))
-            raise NotSupported(meaning, hint=hint, detail=f"presentation context result {result}", result=result)
-        self._peer_max_pdu = peer.max_pdu or 0
-        odd = peer.transfer_syntax not in self._proposed
-        return _Accepted(peer, "the peer accepted with a transfer syntax not proposed to it" if odd else "")
+        accepted = _decode_associate_ac(pdu)
+        if accepted.result is None:
+            raise ProtocolError(f"the peer accepts, but does not mention presentation context {_CONTEXT_ID}")
+        if accepted.result != 0:
+            meaning = _CONTEXT_RESULTS.get(accepted.result, "reserved result")
+            detail = f"presentation context result {accepted.result}"
+            raise NotSupported(
+                meaning,
+                case=meaning if accepted.result in _CONTEXT_RESULTS else "no reason",
+                detail=detail,
+                result=accepted.result,
+            )
+        self._peer_max_pdu = accepted.max_pdu or 0
+        notes, syntax = list(accepted.notes), (accepted.transfer_syntaxes or (None,))[0]
+        if len(accepted.transfer_syntaxes) != 1:
+            number = len(accepted.transfer_syntaxes) or "no"
+            notes.append(f"the peer accepted with {number} transfer syntaxes, where one is due")
+        elif syntax not in self._request.transfer_syntaxes:
+            notes.append("the peer accepted with a transfer syntax that was not proposed")
+        identity = None
+        if self._request.identity:
+            identity = "accepted" if accepted.confirms_identity else "not stated"
+        peer = Peer(accepted.class_uid, accepted.version_name, accepted.max_pdu, syntax, identity)
+        return _Accepted(peer, notes)
 
-    def _on_reject(self, pdu: bytes) -> None:
-        result, source, reason = _decode_refusal(pdu)
-        meaning, hint = _REJECT_REASONS.get((source, reason), ("reserved reason", ""))
+    def _on_reject(self, pdu: bytes) -> NoReturn:
+        result, source, reason = pdu[7:10]
+        meaning = _REJECT_REASONS.get((source, reason), "reserved reason")
+        said = _REJECT_RESULTS.get(result, f"result {result}"), _REJECT_SOURCES.get(source, f"source {source}")
         raise Rejected(
             meaning,
-            hint=hint.format(**self._names),
-            detail=f"{_REJECT_RESULTS.get(result, f'result {result}')}, "
-            f"{_REJECT_SOURCES.get(source, f'source {source}')}, reason {reason}",
+            case="no reason given" if meaning == "reserved reason" else meaning,
+            detail=f"{', '.join(said)}, reason {reason}",
             result=result,
             source=source,
             reason=reason,
         )
 
-    def _on_abort(self, pdu: bytes) -> None:
-        _, source, reason = _decode_refusal(pdu)
-        by_user = source == 0  # which gives no reason: the field is not significant
-        unsaid = by_user or reason == 0
-        raise Aborted(
-            "no reason given" if by_user else _ABORT_REASONS.get(reason, "reserved reason"),
-            hint="some peers abort instead of rejecting: check both AE titles, and whether the peer admits this host"
-            if unsaid
-            else "",
-            detail=_ABORT_SOURCES.get(source, f"source {source}") + ("" if by_user else f", reason {reason}"),
-            source=source,
-            reason=reason,
-        )
+    def _on_abort(self, pdu: bytes) -> NoReturn:
+        source, reason = pdu[8:10]
+        if source == 0:  # the user of the service gives no reason: the field is not significant
+            meaning, detail = "no reason given", "service-user"
+        else:
+            meaning = _ABORT_REASONS.get(reason, "reserved reason")
+            detail = f"{_ABORT_SOURCES.get(source, f'source {source}')}, reason {reason}"
+        silent = self._phase == Phase.associate and (source == 0 or reason == 0)
+        raise Aborted(meaning, case="no reason given" if silent else "-", detail=detail, source=source, reason=reason)
+
+    def _on_release(self, _pdu: bytes) -> NoReturn:
+        """The peer may end an association at any time (PS3.8 7.2)."""
+        raise ConnectionLost(_RELEASED)
 
     def _on_data(self, pdu: bytes) -> _Answered | None:
         """Put the fragments of the command set together (PS3.8 Annex E)."""
@@ -1455,7 +2106,10 @@ class _Dialogue:
             if context_id != _CONTEXT_ID:
                 raise ProtocolError(f"the answer is in presentation context {context_id}, not {_CONTEXT_ID}")
             if not header & 1:
-                raise ProtocolError("a data set where the command set of the C-ECHO-RSP is due")
+                if not self._data_set_due:
+                    raise ProtocolError("received a data set, expected the command set of the C-ECHO-RSP")
+                self._data_set_due = not header & 2  # its last fragment ends it
+                continue
             self._command += fragment
             if len(self._command) > _MAX_COMMAND_LENGTH:
                 raise ProtocolError(f"a command set of more than {_MAX_COMMAND_LENGTH} bytes")
@@ -1463,66 +2117,170 @@ class _Dialogue:
                 return self._on_command(bytes(self._command))
         return None
 
-    def _on_command(self, command: bytes) -> _Answered:
-        """Hold a message to PS3.7 9.3.5.2: this is the answer, and to this request."""
-        response = _decode_command(command)
-        if response.command_field != _C_ECHO_RSP:
-            raise ProtocolError(f"command {_hex(response.command_field)} where C-ECHO-RSP (8030H) is due")
-        if not isinstance(response.message_id, int):
+    def _on_command(self, data: bytes) -> _Answered:
+        """Check a message against PS3.7 9.3.5.2: this is the answer, and to this request."""
+        command = _decode_command(data)
+        kind, answers = command.number("Command Field"), command.number("Message ID Being Responded To")
+        status, data_set = command.number("Status"), command.number("Command Data Set Type")
+        if kind != 0x8030:
+            what = "a message without a command field" if kind is None else f"command {_hex(kind)}"
+            raise ProtocolError(f"received {what}, expected C-ECHO-RSP (8030H)")
+        if answers is None:
             raise ProtocolError("the C-ECHO-RSP does not say which message it answers")
-        if response.message_id != self._message_id:
-            raise ProtocolError(f"the answer is to message id {response.message_id}, not {self._message_id}")
-        if not isinstance(response.status, int):
-            raise ProtocolError("the C-ECHO-RSP holds no status")
-        return _Answered(response.status, response.comment)
+        if answers != self._message_id:
+            expected = "no request" if self._message_id is None else self._message_id
+            raise ProtocolError(f"the answer is to message ID {answers}, expected {expected}")
+        if status is None:
+            raise ProtocolError("the C-ECHO-RSP contains no status")
+        self._message_id = None
+        notes = list(command.notes)
+        if data_set not in (None, 0x0101):
+            self._data_set_due = True
+            notes.append(f"the C-ECHO-RSP announces a data set (command data set type {_hex(data_set)})")
+        sop_class = command.text("Affected SOP Class UID")
+        if sop_class not in ("", _VERIFICATION):
+            notes.append(f"the C-ECHO-RSP names SOP class {sop_class}, not Verification")
+        if comment := command.text("Error Comment"):
+            notes.append(f"error comment of the peer: {comment}")
+        return _Answered(status, notes)
 
-    def _on_released(self, _pdu: bytes) -> _Released:
-        return _Released()
-
-    def _on_late_data(self, _pdu: bytes) -> None:
-        """Data that crossed our A-RELEASE-RQ are none of our business any more."""
-
-    _MOVES: ClassVar[dict[tuple[Phase, int], Callable[[_Dialogue, bytes], _Event | None]]] = {
+    _MOVES: ClassVar[dict[tuple[Phase, int], Callable[[_Dialogue, bytes], _Accepted | _Answered | bool | None]]] = {
         (Phase.associate, 2): _on_accept,
         (Phase.associate, 3): _on_reject,
         (Phase.associate, 7): _on_abort,
         (Phase.echo, 4): _on_data,
+        (Phase.echo, 5): _on_release,
         (Phase.echo, 7): _on_abort,
-        (Phase.release, 4): _on_late_data,
-        (Phase.release, 5): _on_released,  # both ask at once: we are done all the same (PS3.8 9.2.3, Sta 9)
-        (Phase.release, 6): _on_released,
+        (Phase.release, 4): lambda *_: None,  # sent before our A-RELEASE-RQ arrived
+        (Phase.release, 5): lambda *_: True,  # both ask at once, which ends it all the same (PS3.8 9.2.3, Sta9)
+        (Phase.release, 6): lambda *_: True,
         (Phase.release, 7): _on_abort,
     }
 
 
-def _hex(number: object) -> str:
-    return f"{number:04X}H" if isinstance(number, int) else "without a number"
+# -- 9. codec ----------------------------------------------------------------------------------------------------------
+
+# pynetdicom encodes the requests. Answers are read here: its decoder, and pydicom's, check what the standard says is to
+# be ignored, and decide by asserts, warnings and settings of the process.
 
 
-# -- 8. codec ----------------------------------------------------------------------------------------------------------
+_Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
+_PACKAGES = ("pydicom", "pynetdicom")
 
-# The same values are the same bytes and the other way round: a fleet of like peers is encoded and decoded once.
+# Importing pynetdicom and pydicom takes most of a command's time, and most of what they import is for images, storage,
+# printing and serving. Encoding a request needs these modules alone, without the __init__.py of the two packages.
+_LEAN = {
+    *("pydicom._dicom_dict", "pydicom._uid_dict", "pydicom.charset", "pydicom.config", "pydicom.datadict"),
+    *("pydicom.dataelem", "pydicom.dataset", "pydicom.filebase", "pydicom.filewriter", "pydicom.multival"),
+    *("pydicom.tag", "pydicom.uid", "pydicom.valuerep"),
+    *("pynetdicom._config", "pynetdicom._globals", "pynetdicom._validators", "pynetdicom.dimse_messages"),
+    *("pynetdicom.dimse_primitives", "pynetdicom.dsutils", "pynetdicom.pdu", "pynetdicom.pdu_items"),
+    *("pynetdicom.pdu_primitives", "pynetdicom.presentation", "pynetdicom.utils"),
+}
+_lean_modules: dict[str, Any] = {}  # they, and the stand-ins for others: out of sys.modules between two encodings
+_own_process = False  # _command() sets it: no other code runs here that could import pydicom meanwhile
 
 
-class _Command(NamedTuple):
-    """What a peer put into its command set; it may be anything."""
+def _lean_import(encode: _Encoder) -> _Encoder:
+    """Let ENCODE import of pynetdicom and pydicom only what it needs, where the process is ours.
 
-    command_field: object
-    message_id: object
-    status: object
-    comment: str
+    In place of every other module of theirs stands an empty one. Its names can be imported, but using one raises, and
+    then ENCODE runs again with everything imported as usual. So another release of pydicom may cost time, but it does
+    not change a byte. sys.modules is afterwards as it was: `import pydicom` gives the whole package, to -d for example.
+    """
+
+    @functools.wraps(encode)
+    def encoded(*arguments: Any, **named: Any) -> Any:
+        global _own_process
+        if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to be saved
+            return encode(*arguments, **named)
+        logging.getLogger("pynetdicom").addHandler(logging.NullHandler())  # as its __init__.py does
+        finder = _LeanFinder()
+        sys.meta_path.insert(0, finder)
+        sys.modules.update(_lean_modules)
+        try:
+            return encode(*arguments, **named)
+        except Exception:  # any, since a stand-in's refusal may be caught on the way and lead to another
+            _own_process = False
+        finally:
+            sys.meta_path.remove(finder)
+            for name in [name for name in sys.modules if name.partition(".")[0] in _PACKAGES]:
+                _lean_modules[name] = sys.modules.pop(name)
+        return encode(*arguments, **named)
+
+    return cast("_Encoder", encoded)
+
+
+class _LeanFinder:
+    """Finds stand-ins for modules that are not in _LEAN; and no numpy, which pydicom imports where it is installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name == "numpy":
+            raise ModuleNotFoundError(name)
+        if name in _LEAN or name.partition(".")[0] not in _PACKAGES:
+            return None  # Python's own finders go on
+        spec = importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
+        if name in _PACKAGES and (real := importlib.machinery.PathFinder.find_spec(name)):
+            spec.submodule_search_locations = real.submodule_search_locations
+        return spec
+
+    def create_module(self, spec: Any) -> Any:
+        def __getattr__(name: str) -> Any:  # PEP 562
+            full_name = f"{spec.name}.{name}"
+            return importlib.import_module(full_name) if full_name in _LEAN else _StandIn(name, (), {})
+
+        module: Any = type(sys)(spec.name)
+        module.__path__, module.__getattr__ = spec.submodule_search_locations, __getattr__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        """There is nothing to execute."""
+
+
+class _StandIn(type):
+    """A class that may be imported, inherited from, or named in an annotation or a default. Any use of it raises."""
+
+    def _refuse(cls, *_: object, **__: object) -> Any:
+        raise ImportError(f"{cls.__name__} was left out by _lean_import")
+
+    __call__ = __bool__ = __iter__ = __len__ = __contains__ = __instancecheck__ = __subclasscheck__ = _refuse
+
+    def values(cls) -> tuple[()]:
+        """Of a table of SOP classes: pynetdicom.presentation makes a context for each when it is imported."""
+        return ()
 
 
 @functools.cache
 def _load_codec() -> None:
-    """Encode and decode once: much of pydicom is imported only then, and that time is not the peer's."""
-    for _, _, command in _decode_p_data(_encode_c_echo_rq(0, 0)):
-        _decode_command(command)
+    """Import pynetdicom and encode once, so that no echo pays for it."""
+    try:
+        _encode_associate_rq("A", "B", 0, (_VERIFICATION,), None)
+        _encode_c_echo_rq(0, 0)
+    except Exception as error:  # any: an old release fails in its own ways
+        from importlib import metadata
+
+        found = []
+        for name in ("pynetdicom", "pydicom"):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found.append(f"{name} {metadata.version(name)}")
+        raise ImportError(
+            "dicom-echo needs pynetdicom 2.0.2 or later (pip install pynetdicom); here is "
+            f"{' with '.join(found) or 'none'} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _encode_associate_rq(
+    called: str, calling: str, max_pdu: int, transfer_syntaxes: tuple[str, ...], identity: Identity | None
+) -> bytes:
+    """A-ASSOCIATE-RQ (PS3.8 9.3.2) that proposes Verification in one presentation context."""
+    encoded = _encode_associate_rq_once(max_pdu, transfer_syntaxes, identity)
+    return encoded[:10] + called.ljust(16).encode() + calling.ljust(16).encode() + encoded[42:]
 
 
 @functools.lru_cache(maxsize=64)
-def _encode_associate_rq(called: str, calling: str, max_pdu: int, transfer_syntaxes: tuple[str, ...]) -> bytes:
-    """A-ASSOCIATE-RQ (PS3.8 9.3.2) that proposes Verification in one presentation context."""
+@_lean_import
+def _encode_associate_rq_once(max_pdu: int, transfer_syntaxes: tuple[str, ...], identity: Identity | None) -> bytes:
+    """The requests of a fleet differ in nothing but the AE titles."""
     from pynetdicom import pdu_primitives as primitives
     from pynetdicom.pdu import A_ASSOCIATE_RQ
     from pynetdicom.presentation import build_context
@@ -1537,184 +2295,239 @@ def _encode_associate_rq(called: str, calling: str, max_pdu: int, transfer_synta
     version_name.implementation_version_name = _IMPLEMENTATION_VERSION_NAME
     associate = primitives.A_ASSOCIATE()
     associate.application_context_name = _APPLICATION_CONTEXT
-    associate.called_ae_title = called
-    associate.calling_ae_title = calling
+    associate.called_ae_title = DEFAULT_CALLED_AE_TITLE
+    associate.calling_ae_title = DEFAULT_CALLING_AE_TITLE
     associate.presentation_context_definition_list = [context]
     associate.user_information = [length, class_uid, version_name]
+    if identity:
+        user = primitives.UserIdentityNegotiation()
+        user.user_identity_type = identity._type
+        user.primary_field = identity._primary
+        if identity._type == 2:
+            user.secondary_field = identity._secondary
+        user.positive_response_requested = True
+        associate.user_information.append(user)
     return A_ASSOCIATE_RQ(associate).encode()
 
 
-@functools.lru_cache(maxsize=64)
 def _encode_c_echo_rq(message_id: int, peer_max_pdu: int) -> bytes:
     """C-ECHO-RQ (PS3.7 9.3.5.1) in as many P-DATA-TF PDUs as the peer's maximum length asks for (PS3.8 D.1)."""
+    encoded, places = _encode_c_echo_rq_once(peer_max_pdu)
+    request = bytearray(encoded)
+    for place, byte in zip(places, message_id.to_bytes(2, "little")):
+        request[place] = byte
+    return bytes(request)
+
+
+@functools.lru_cache(maxsize=64)
+@_lean_import
+def _encode_c_echo_rq_once(peer_max_pdu: int) -> tuple[bytes, list[int]]:
+    """The requests of a campaign differ in the message ID: one of them, and where in it the two bytes stand."""
     from pynetdicom.dimse_messages import C_ECHO_RQ
     from pynetdicom.dimse_primitives import C_ECHO
     from pynetdicom.pdu import P_DATA_TF
 
-    request = C_ECHO()
-    request.MessageID = message_id
-    request.AffectedSOPClassUID = _VERIFICATION
-    message = C_ECHO_RQ()
-    message.primitive_to_message(request)
-    # Fragments have an even length (PS3.8 E.2), and less than two bytes beside the six of their header make no sense.
+    # A PDU is at least a header of six bytes and a fragment of two, which have an even length (PS3.8 E.2).
     limit = max(peer_max_pdu & ~1, 8) if peer_max_pdu else 0
-    return b"".join(P_DATA_TF(data).encode() for data in message.encode_msg(_CONTEXT_ID, limit))
+    encoded = []
+    for message_id in (0x0000, 0xFFFF):
+        request = C_ECHO()
+        request.MessageID = message_id
+        request.AffectedSOPClassUID = _VERIFICATION
+        message = C_ECHO_RQ()
+        message.primitive_to_message(request)
+        encoded.append(b"".join(P_DATA_TF(data).encode() for data in message.encode_msg(_CONTEXT_ID, limit)))
+    return encoded[0], [place for place, pair in enumerate(zip(*encoded)) if pair[0] != pair[1]]
 
 
-@functools.cache
-def _encode_release_rq() -> bytes:
-    from pynetdicom.pdu import A_RELEASE_RQ
-
-    return A_RELEASE_RQ().encode()
-
-
-@functools.cache
-def _encode_abort() -> bytes:
-    """A-ABORT from the service-user, that is, from us (PS3.8 9.3.8)."""
-    from pynetdicom.pdu import A_ABORT_RQ
-    from pynetdicom.pdu_primitives import A_ABORT
-
-    abort = A_ABORT()
-    abort.abort_source = 0
-    return A_ABORT_RQ(abort).encode()
+# Ten bytes each, and always the same.
+_RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")  # PS3.8 9.3.6
+_RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")  # PS3.8 9.3.7
+_ABORT = bytes.fromhex("07 00 00000004 00000000")  # PS3.8 9.3.8: from the service-user, that is, from us
 
 
-@contextlib.contextmanager
-def _decoding(what: str) -> Iterator[None]:
-    """The one place where the decoders' surprise, which may be any exception, becomes a ProtocolError."""
-    try:
-        yield
-    except Exception as error:  # any: the decoders raise what they like
-        raise ProtocolError(f"malformed {what}", hint="-d shows its bytes") from error
+class _AssociateAC(NamedTuple):
+    """What an A-ASSOCIATE-AC says (PS3.8 9.3.3); what is missing is None."""
+
+    result: int | None  # of our presentation context
+    transfer_syntaxes: tuple[str | None, ...]
+    class_uid: str | None
+    version_name: str | None
+    max_pdu: int | None
+    confirms_identity: bool
+    notes: list[str]
 
 
-@functools.lru_cache(maxsize=16)
-def _decode_associate_ac(pdu: bytes) -> tuple[int | None, Peer]:
-    """A-ASSOCIATE-AC (PS3.8 9.3.3): the result of our presentation context, None without one, and the peer."""
-    from pynetdicom.pdu import A_ASSOCIATE_AC
-
-    with _decoding("A-ASSOCIATE-AC"):
-        user_information = {
-            kind: sub_item for held, item in _items(pdu[74:]) if held == 0x50 for kind, sub_item in _items(item[4:])
-        }
-        accept = A_ASSOCIATE_AC()
-        accept.decode(_only_what_counts(pdu, user_information.get(0x51, b"")))
-        ours = next((each for each in accept.presentation_context if each.presentation_context_id == _CONTEXT_ID), None)
-        return None if ours is None else ours.result or 0, Peer(
-            _text(user_information.get(0x52)),
-            _text(user_information.get(0x55)),
-            accept.user_information.maximum_length if accept.user_information else None,
-            str(ours.transfer_syntax) if ours and ours.transfer_syntax is not None else None,
-        )
-
-
-def _only_what_counts(pdu: bytes, maximum_length: bytes) -> bytes:
-    """Leave out of an A-ASSOCIATE-AC what decides nothing, since pynetdicom's decoder would check it.
-
-    It raises or warns on unknown items (PS3.8 9.3.1: to be ignored), on the transfer syntax of a refused context
-    (9.3.3.2: not to be tested) and on what the peer calls itself. The AE titles in it are reserved (Table 9-17).
-    """
-    kept = b""
-    for kind, item in _items(pdu[74:]):
-        if kind == 0x21:  # presentation context: id, reserved, result, reserved, transfer syntax
-            syntax = [sub for sub_kind, sub in _items(item[8:]) if sub_kind == 0x40] if item[6] == 0 else []
-            kept += _refill(item, item[4:8] + b"".join(sub for sub in syntax if _UID.fullmatch(_text(sub) or "")))
-        elif kind == 0x50 and maximum_length:
-            kept += _refill(item, maximum_length)
-    return pdu[:10] + bytes(64) + kept
+def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
+    """A-ASSOCIATE-AC; unknown items (PS3.8 9.3.1), the AE titles and what is reserved are ignored."""
+    what, notes = "A-ASSOCIATE-AC", list[str]()
+    if len(pdu) < 74:
+        raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
+    if not pdu[7] & 1:
+        notes.append(f"the peer does not state protocol version 1 (PS3.8 9.3.3), but {pdu[6:8].hex()}")
+    result: int | None = None
+    syntaxes: tuple[str | None, ...] = ()
+    said: dict[int, bytes] = {}
+    for kind, item in _items(pdu[74:], what):
+        if kind == 0x21:  # presentation context: ID, reserved, result, reserved, transfer syntax
+            if len(item) < 4:
+                raise ProtocolError(f"malformed {what}: a presentation context of {len(item)} bytes")
+            if item[0] == _CONTEXT_ID:
+                if result not in (None, item[2]):
+                    raise ProtocolError(f"presentation context {_CONTEXT_ID} has two results, {result} and {item[2]}")
+                result = item[2]
+                raw = [value for kind, value in _items(item[4:], what) if kind == 0x40] if result == 0 else []
+                syntaxes = tuple(map(_text, raw))
+                if any(value != value.strip(b" \0") for value in raw):
+                    notes.append("the peer pads the UID of the transfer syntax, which PS3.8 Annex F rules out")
+        elif kind == 0x50:
+            said = dict(_items(item, what))
+    if 0x51 in said and len(said[0x51]) != 4:
+        raise ProtocolError(f"malformed {what}: a maximum length of {len(said[0x51])} bytes, 4 expected")
+    max_pdu = int.from_bytes(said[0x51], "big") if 0x51 in said else None
+    return _AssociateAC(result, syntaxes, _text(said.get(0x52)), _text(said.get(0x55)), max_pdu, 0x59 in said, notes)
 
 
-def _refill(item: bytes, body: bytes) -> bytes:
-    return item[:2] + len(body).to_bytes(2, "big") + body
-
-
-def _text(sub_item: bytes | None) -> str | None:
-    return sub_item[4:].decode("latin-1").strip(" \0") if sub_item else None
-
-
-def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _items(data: bytes, what: str) -> Iterator[tuple[int, bytes]]:
     """Split variable items by their headers: type, reserved, length in two bytes (PS3.8 9.3.2.1)."""
-    start = 0
-    while start < len(data):
-        end = start + 4 + int.from_bytes(data[start + 2 : start + 4], "big")
-        if end > len(data):
-            raise ValueError("an item is longer than what holds it")
-        yield data[start], data[start:end]
-        start = end
+    while data:
+        length = int.from_bytes(data[2:4], "big")
+        if len(data) < 4 + length:
+            raise ProtocolError(f"malformed {what}: an item of type {data[0]:02X}H is longer than what contains it")
+        yield data[0], data[4 : 4 + length]
+        data = data[4 + length :]
 
 
-def _decode_refusal(pdu: bytes) -> tuple[int, int, int]:
-    """A-ASSOCIATE-RJ (PS3.8 9.3.4) or A-ABORT (9.3.8): result, which an A-ABORT does not have, source and reason."""
-    from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
-
-    with _decoding(_PDU_NAMES[pdu[0]]):
-        refusal = A_ASSOCIATE_RJ() if pdu[0] == 3 else A_ABORT_RQ()
-        refusal.decode(pdu)
-        result = refusal.result if isinstance(refusal, A_ASSOCIATE_RJ) else 0
-        return int(result or 0), int(refusal.source or 0), int(refusal.reason_diagnostic or 0)
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1").strip(" \0")
 
 
 def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
-    """P-DATA-TF (PS3.8 9.3.5): context id, message control header and fragment of each presentation data value."""
-    from pynetdicom.pdu import P_DATA_TF
-
-    with _decoding("P-DATA-TF"):
-        data = P_DATA_TF()
-        data.decode(pdu)
-        values = data.to_primitive().presentation_data_value_list
-        return [(context_id, value[0], bytes(value[1:])) for context_id, value in values]
-
-
-@functools.lru_cache(maxsize=16)
-def _decode_command(command: bytes) -> _Command:
-    """A command set (PS3.7 6.3.1), whatever message it is."""
-    from pynetdicom.dimse_messages import DIMSEMessage
-    from pynetdicom.pdu_primitives import P_DATA
-
-    with _decoding("command set"):
-        data = P_DATA()
-        data.presentation_data_value_list.append((_CONTEXT_ID, b"\x03" + command))
-        message = DIMSEMessage()
-        message.decode_msg(data)
-        elements = message.command_set
-        comment = elements.get_item("ErrorComment")  # as raw bytes: checking its form would warn about it
-        return _Command(
-            elements.get("CommandField"),
-            elements.get("MessageIDBeingRespondedTo"),
-            elements.get("Status"),
-            bytes(comment.value or b"").decode("latin-1").strip(" \0") if comment else "",
-        )
+    """P-DATA-TF (PS3.8 9.3.5): context ID, message control header and fragment of each presentation data value."""
+    values, rest = [], pdu[6:]
+    while rest:
+        length = int.from_bytes(rest[:4], "big")
+        if not 2 <= length <= len(rest) - 4:
+            raise ProtocolError(
+                f"malformed P-DATA-TF: a value of {length} bytes where {max(0, len(rest) - 4)} are left"
+            )
+        values.append((rest[4], rest[5], rest[6 : 4 + length]))
+        rest = rest[4 + length :]
+    if not values:
+        raise ProtocolError("malformed P-DATA-TF: it contains no value")
+    return values
 
 
-def _trace(direction: str, pdu: bytes, whom: str) -> None:
-    """Log a PDU, decoded and as hex, where somebody listens."""
-    if pdu and _log.isEnabledFor(logging.DEBUG):
-        name = _PDU_NAMES.get(pdu[0], "not DICOM")
-        _log.debug("%s %s, %d bytes, %s\n%s%s", direction, name, len(pdu), whom, _describe_pdu(pdu), _hexdump(pdu))
+# The elements of a command set that matter here (PS3.7 E.1), all of group 0000.
+_ELEMENTS = {
+    0x0002: "Affected SOP Class UID",
+    0x0100: "Command Field",
+    0x0110: "Message ID",
+    0x0120: "Message ID Being Responded To",
+    0x0800: "Command Data Set Type",
+    0x0900: "Status",
+    0x0902: "Error Comment",
+}
+
+
+class _Command(NamedTuple):
+    """A command set (PS3.7 6.3.1), whatever message it is: its elements as bytes, by name."""
+
+    elements: dict[str, bytes]
+    notes: list[str]
+
+    def number(self, name: str) -> int | None:
+        value = self.elements.get(name)
+        if value is None:
+            return None
+        if len(value) != 2:
+            raise ProtocolError(f"malformed command set: {name} has {len(value)} bytes, 2 expected")
+        return int.from_bytes(value, "little")
+
+    def text(self, name: str) -> str:
+        return _text(self.elements.get(name)) or ""
+
+
+def _decode_command(data: bytes) -> _Command:
+    """Read Implicit VR Little Endian (PS3.7 6.3.1), and the Explicit VR that some peers send instead."""
+    elements, notes, explicit = dict[str, bytes](), list[str](), data[4:6].isalpha() and data[4:6].isupper()
+    if explicit:
+        notes.append("the peer encodes the command set in Explicit VR, where Implicit VR is due")
+    while data:
+        group, element = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+        start, width = 8, 4
+        if explicit:
+            start, width = (12, 4) if data[4:6] in (b"OB", b"OW", b"SQ", b"UN", b"UT") else (8, 2)
+        length = int.from_bytes(data[start - width : start], "little")
+        if len(data) < start + length:
+            where = f"({group:04X},{element:04X})"
+            raise ProtocolError(f"malformed command set: element {where} is longer than what contains it")
+        value, data = data[start : start + length], data[start + length :]
+        name = _ELEMENTS.get(element, "") if group == 0 else ""
+        if name in elements:
+            raise ProtocolError(f"malformed command set: it contains {name} twice")
+        if name:
+            elements[name] = value
+            if name.endswith("UID") and (length % 2 or value.endswith(b" ")):
+                notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 has it")
+    return _Command(elements, notes)
+
+
+_ITEM_NAMES = {
+    0x10: "application context", 0x20: "presentation context", 0x21: "presentation context", 0x30: "abstract syntax",
+    0x40: "transfer syntax", 0x50: "user information", 0x51: "maximum length", 0x52: "implementation class UID",
+    0x53: "asynchronous operations window", 0x54: "role selection", 0x55: "implementation version name",
+    0x56: "SOP class extended negotiation", 0x57: "SOP class common extended negotiation", 0x58: "user identity",
+    0x59: "user identity response",
+}  # fmt: skip
 
 
 def _describe_pdu(pdu: bytes) -> str:
-    """What pynetdicom makes of a PDU; nothing if it cannot read it."""
-    from pynetdicom.pdu import PDU_TYPES
+    """A PDU in words, as far as it can be read; the hex dump beside it says it all."""
+    lines: list[str] = []
+    with contextlib.suppress(ProtocolError, IndexError):
+        if pdu[0] in (1, 2):
+            lines.append(f'called AE title "{_text(pdu[10:26])}", calling AE title "{_text(pdu[26:42])}"')
+            for line in _describe_items(pdu[74:]):
+                lines.append(line)
+        elif pdu[0] == 3:
+            lines.append(f"result {pdu[7]}, source {pdu[8]}, reason {pdu[9]}")
+        elif pdu[0] == 4:
+            for context_id, header, fragment in _decode_p_data(pdu):
+                what = "command set" if header & 1 else "data set"
+                lines.append(f"presentation context {context_id}, {what}{', last fragment' if header & 2 else ''}")
+                for name, value in _decode_command(fragment).elements.items() if header & 1 else ():
+                    number = f"{int.from_bytes(value, 'little'):04X}H" if len(value) == 2 else _text(value)
+                    lines.append(f"  {name}: {number}")
+        elif pdu[0] == 7:
+            lines.append(f"source {pdu[8]}, reason {pdu[9]}")
+    return "".join(f"  {_printable(line)}\n" for line in lines)
 
-    try:
-        with warnings.catch_warnings():  # of pydicom, on what the peer wrote; the dump shows it
-            warnings.simplefilter("ignore")
-            decoded = next(kind for kind, number in PDU_TYPES.items() if number == pdu[0])()
-            decoded.decode(pdu)
-            command = _describe_command(decoded.to_primitive()) if pdu[0] == 4 else ""
-            return _printable(str(decoded).rstrip("\n") + "\n" + command, keep="\n")
-    except Exception:  # any: see `_decoding`; here the hex dump says it all
-        return ""
+
+def _describe_items(data: bytes, indent: str = "") -> Iterator[str]:
+    for kind, item in _items(data, ""):
+        name = indent + _ITEM_NAMES.get(kind, f"item {kind:02X}H")
+        if kind in (0x20, 0x21):
+            yield f"{name} {item[0]}" + (f", result {item[2]}" if kind == 0x21 else "")
+            yield from _describe_items(item[4:], indent + "  ")
+        elif kind == 0x50:
+            yield name
+            yield from _describe_items(item, indent + "  ")
+        elif kind == 0x58:
+            yield f"{name}: not shown"
+        else:
+            yield f"{name}: {int.from_bytes(item, 'big') if kind == 0x51 else _text(item)}"
 
 
-def _describe_command(data: Any) -> str:
-    """The command set that ends in this P-DATA, element by element; nothing if it began in another."""
-    from pynetdicom.dimse_messages import DIMSEMessage
-
-    message = DIMSEMessage()
-    message.decode_msg(data)
-    return f"{message.command_set}\n" if message.command_set else ""
+def _without_secret(pdu: bytes) -> bytes:
+    """An association request or its answer with zeros for the user identity, which is for no log."""
+    place = 74 if pdu[0] in (1, 2) else len(pdu)
+    while place < len(pdu):
+        kind, length = pdu[place], int.from_bytes(pdu[place + 2 : place + 4], "big")
+        if kind in (0x58, 0x59):
+            return pdu[: place + 6] + bytes(max(0, length - 2)) + pdu[place + 4 + length :]
+        place += 4 if kind == 0x50 else 4 + length  # into the user information
+    return pdu
 
 
 def _hexdump(data: bytes) -> str:
@@ -1725,11 +2538,148 @@ def _hexdump(data: bytes) -> str:
     )
 
 
-# -- 9. campaign -------------------------------------------------------------------------------------------------------
+# -- 10. turns ---------------------------------------------------------------------------------------------------------
 
-_FIRST_RETRY, _LAST_RETRY = 0.2, 2.0  # seconds between the tries of --wait, growing
-_RECENT = 60  # times kept for the picture of a run
-_READ_AHEAD = 1000  # targets read before their turn, while their endpoint is busy
+
+def _take_turns(
+    tasks: Iterable[_Waiting[None]], at_once: int, stop: socket.socket | None = None
+) -> Generator[Any, None, None]:
+    """Run tasks, so many at once, and yield their outcomes; this is the only place where anything is waited for.
+
+    Sockets are looked at after each step, so that the time of an answer is known even where its turn comes later. A
+    byte on ``stop`` closes all tasks.
+    """
+    todo, fresh = iter(tasks), True
+    turns = deque[tuple[_Waiting[None], Optional[float]]]()
+    waiting: dict[_Waiting[None], _Wait] = {}
+    deadlines: list[tuple[float, int, _Waiting[None], _Wait]] = []  # a heap; those whose wait is over are left in it
+    serial = itertools.count()
+    with _selector(at_once) as selector:
+        if stop:
+            selector.register(stop, selectors.EVENT_READ)
+        try:
+            while True:
+                if fresh and not turns and len(waiting) < at_once:
+                    if (task := next(todo, None)) is None:
+                        fresh = False
+                    else:
+                        turns.append((task, None))
+                if turns:
+                    task, at = turns.popleft()
+                    with contextlib.suppress(StopIteration):
+                        said = task.send(at)
+                        if isinstance(said, _Wait):
+                            waiting[task] = said
+                            heapq.heappush(deadlines, (said.until, next(serial), task, said))
+                            if said.sock:
+                                selector.register(said.sock, said.events, task)
+                        else:
+                            turns.appendleft((task, None))
+                            yield said
+                elif not waiting and not fresh:
+                    return
+                while deadlines and waiting.get(deadlines[0][2]) is not deadlines[0][3]:
+                    heapq.heappop(deadlines)
+                busy = turns or (fresh and len(waiting) < at_once)
+                pause = 0.0 if busy or not deadlines else max(0.0, deadlines[0][0] - time.perf_counter())
+                if selector.get_map():
+                    ready = selector.select(pause)
+                else:  # nothing but time to wait for, which Windows' select does not take
+                    time.sleep(pause)
+                    ready = []
+                now = time.perf_counter()
+                for key, _ in ready:
+                    if key.data is None:
+                        return
+                    selector.unregister(key.fileobj)
+                    del waiting[key.data]
+                    turns.append((key.data, now))
+                while deadlines and deadlines[0][0] <= now:
+                    _, _, task, wait = heapq.heappop(deadlines)
+                    if waiting.get(task) is wait:
+                        del waiting[task]
+                        if wait.sock:
+                            selector.unregister(wait.sock)
+                        turns.append((task, None))
+        finally:
+            for task in (*waiting, *(task for task, _ in turns)):
+                task.close()
+
+
+def _selector(at_once: int) -> selectors.BaseSelector:
+    """The best for many sockets; for one, or where no descriptor is to be had, one that needs none of its own."""
+    if at_once > 1:
+        with contextlib.suppress(OSError):
+            return selectors.DefaultSelector()
+    return getattr(selectors, "PollSelector", selectors.SelectSelector)()
+
+
+def _alone(task: _Waiting[_T]) -> _Waiting[None]:
+    """A task whose result is its only outcome."""
+    yield (yield from task)
+
+
+class _Stream:
+    """Outcomes of tasks that take turns in a thread of their own, so that whoever reads them may take his time."""
+
+    def __init__(self, tasks: Iterable[_Waiting[None]], at_once: int) -> None:
+        import queue
+
+        self._tasks, self._at_once = tasks, at_once
+        self._outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ours: socket.socket | None = None
+
+    def outcomes(self, idle: Callable[[], None] = lambda: None) -> Generator[Any, None, None]:
+        """Yield outcomes as they come; call ``idle`` after each second without one. Closing it ends all tasks."""
+        with contextlib.ExitStack() as stack:
+            theirs, thread = None, None
+            try:
+                self._ours, theirs = map(stack.enter_context, socket.socketpair())
+                thread = threading.Thread(target=self._run, args=(theirs,), name="dicom-echo", daemon=True)
+                thread.start()
+            except (OSError, RuntimeError):  # no descriptors, or no thread to be had: do without
+                with contextlib.closing(_take_turns(self._tasks, self._at_once, theirs)) as outcomes:
+                    yield from itertools.takewhile(lambda _: self._outcomes.empty(), outcomes)
+                return
+            try:
+                yield from self._read(idle)
+            finally:
+                self.end()
+                thread.join()
+
+    def _read(self, idle: Callable[[], None]) -> Iterator[Any]:
+        import queue
+
+        while True:
+            try:
+                outcome = self._outcomes.get(timeout=1.0)  # for ever would keep Ctrl-C back on Windows
+            except queue.Empty:
+                idle()
+                continue
+            if outcome is None:
+                return
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def _run(self, stop: socket.socket) -> None:
+        try:
+            for outcome in _take_turns(self._tasks, self._at_once, stop):
+                self._outcomes.put(outcome)
+        except BaseException as error:  # any: it is raised where the outcomes are read
+            self._outcomes.put(error)
+        finally:
+            self._outcomes.put(None)
+
+    def end(self) -> None:
+        """End the stream; made to be called by a signal handler, from any thread, and more than once."""
+        self._outcomes.put(None)
+        if self._ours:
+            with contextlib.suppress(OSError):
+                self._ours.send(b"\0")
+
+
+# -- 11. campaign ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1738,13 +2688,27 @@ class _Plan:
 
     first_id: int = 1
     count: int = 1  # 0 is without end
-    interval: float = 1.0
+    interval: float = 1.0  # seconds from the start of an echo to the start of the next
     reuse: bool = False
-    wait: float | None = None
+    wait: float | None = None  # seconds; retry until Success
+
+
+class _Begun(NamedTuple):
+    """An echo has been started."""
+
+    target: _Request
+
+
+class _Echoed(NamedTuple):
+    """An echo of a campaign, and whether it is the last to its target."""
+
+    target: _Request
+    result: EchoResult
+    last: bool
 
 
 class _Statistics:
-    """What echoes add up to; takes the same memory for any number of them."""
+    """Running totals, in constant memory."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -1753,12 +2717,15 @@ class _Statistics:
         self.maximum = 0.0
         self._sum = 0.0
         self._squares = 0.0
+        self.first: EchoResult | None = None
+        self.last: EchoResult | None = None
         self.last_failure: EchoResult | None = None
-        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self.recent: deque[float] = deque(maxlen=60)  # for the picture of a run
 
     def add(self, result: EchoResult) -> None:
         self.sent += 1
         self.kinds[result.kind] = self.kinds.get(result.kind, 0) + 1
+        self.first, self.last = self.first or result, result
         if result.ok:
             self.minimum, self.maximum = min(self.minimum, result.total), max(self.maximum, result.total)
             self._sum += result.total
@@ -1785,57 +2752,82 @@ class _Statistics:
         """The standard deviation that ping calls mdev."""
         return math.sqrt(max(0.0, self._squares / self.succeeded - self.average**2))
 
-
-class _Echoed(NamedTuple):
-    """An echo of a campaign: its target, its result, and what the echoes to that target add up to so far."""
-
-    target: _Request
-    result: EchoResult
-    statistics: _Statistics
+    @property
+    def duration(self) -> float:
+        """Seconds from the start of the first echo to the end of the last."""
+        if not self.first or not self.last:
+            return 0.0
+        return (self.last.started_at - self.first.started_at).total_seconds() + self.last.total
 
     @property
     def verdict(self) -> EchoResult:
-        """What stands for all echoes to the target: the last that failed, if one did."""
-        return self.statistics.last_failure or self.result
+        """What stands for all echoes to a target: the last that failed, if any."""
+        verdict = self.last_failure or self.last
+        if verdict is None:
+            raise AssertionError("nothing stands for no echo at all")
+        return verdict
 
 
-class _Finished(NamedTuple):
-    """No more echoes to this target."""
+class _Tally:
+    """Counts echoes on their way to a report: in all, and for each target."""
 
-    target: _Request
+    def __init__(self, outcomes: Iterable[_Begun | _Echoed], targets: Sequence[_Request]) -> None:
+        self._outcomes = outcomes
+        self.targets = targets
+        self.total = _Statistics()
+        self.of: dict[_Request, _Statistics] = {}
+        self.under_way: dict[_Request, None] = {}  # in the order in which they were started
+        self.finished = 0  # targets
+
+    def __iter__(self) -> Iterator[_Echoed]:
+        for event in self._outcomes:
+            if isinstance(event, _Begun):
+                self.under_way[event.target] = None
+                continue
+            self.under_way.pop(event.target, None)
+            self.of.setdefault(event.target, _Statistics()).add(event.result)
+            self.total.add(event.result)
+            self.finished += event.last
+            yield event
+
+    @property
+    def interrupted(self) -> bool:
+        return self.finished < len(self.targets)
 
 
-def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> Generator[_Echoed | _Finished, None, None]:
-    """Ask each target by the plan; one alone without a thread."""
-
-    def ask(target: _Request, stop: _Stop) -> Generator[_Echoed, None, None]:
-        statistics = _Statistics()
-        with contextlib.closing(_rounds(target, plan, stop)) as results:
-            for result in results:
-                statistics.add(result)
-                yield _Echoed(target, result, statistics)
-
-    if len(targets) == 1:
-        yield from ask(targets[0], _Stop())
-        yield _Finished(targets[0])
-        return
-    with contextlib.closing(_in_parallel(targets, ask, jobs)) as events:
-        for target, event in events:
-            yield event or _Finished(target)
+def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> _Stream:
+    """Run the plan for each target, several in parallel; the outcomes are `_Begun` and `_Echoed`."""
+    return _Stream(_by_endpoint(targets, lambda target: _rounds(target, plan)), jobs)
 
 
-def _rounds(request: _Request, plan: _Plan, stop: _Stop) -> Generator[EchoResult, None, None]:
+def _by_endpoint(requests: Iterable[_Request], ask: Callable[[_Request], _Waiting[None]]) -> Iterator[_Waiting[None]]:
+    """Tasks that ask in turn those with the same host and port, which may well be one machine with few associations."""
+    groups: dict[object, list[_Request]] = {}
+    for request in requests:
+        groups.setdefault((request.address.host.casefold(), request.port), []).append(request)
+    if len(groups) > 1:
+        _load_codec()  # now: later, it would keep those waiting who have been asked
+
+    def in_turn(group: list[_Request]) -> _Waiting[None]:
+        for request in group:
+            yield from ask(request)
+
+    yield from map(in_turn, groups.values())
+
+
+def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
     """The echoes to one target, one after the other."""
     ids = _message_ids(plan.first_id)
     if plan.wait is not None:
-        yield _wait_for_success(request, ids, plan.wait, stop)
+        yield from _retry(request, ids, plan.wait)
         return
-    slots = _slots(plan.count, plan.interval, stop)
     if plan.reuse:
-        yield from _over_one_association(request, ids, slots, stop)
+        yield from _over_one_association(request, ids, plan)
         return
-    for _ in slots:
-        yield _probe(request, next(ids), _Deadline(request.timeout, stop))
+    for last, pause in _pauses(plan):
+        yield pause
+        yield _Begun(request)
+        yield _Echoed(request, (yield from _probe(request, next(ids), request.timeout)), last)
 
 
 def _message_ids(first: int) -> Iterator[int]:
@@ -1845,337 +2837,231 @@ def _message_ids(first: int) -> Iterator[int]:
         number = number % 0xFFFF + 1
 
 
-def _slots(count: int, interval: float, stop: _Stop) -> Iterator[int]:
-    """Count the rounds, each at its time: on a grid from the first, so that they do not drift.
+def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
+    """For each round whether it is the last, and what to wait for before it: a grid, so that rounds do not drift.
 
     Slots that a slow echo has missed are left out, not made up for.
     """
-    start, slot = time.monotonic(), 0
-    for number in itertools.count() if count == 0 else range(count):
+    start, slot = time.perf_counter(), 0
+    for number in itertools.count() if plan.count == 0 else range(plan.count):
         if number:
-            elapsed = time.monotonic() - start
-            slot = max(slot + 1, math.ceil(elapsed / interval) if interval > 1e-9 else 0)
-            if stop.pause(max(0.0, slot * interval - elapsed)):
-                return
-        yield number
+            elapsed = time.perf_counter() - start
+            slot = max(slot + 1, math.ceil(elapsed / plan.interval) if plan.interval > 1e-9 else 0)
+        yield number + 1 == plan.count, _Wait(None, 0, start + slot * plan.interval)
 
 
-def _wait_for_success(request: _Request, ids: Iterator[int], seconds: float, stop: _Stop) -> EchoResult:
-    """Try again, ever more slowly, until Success or until the time is up; what the last try showed counts."""
-    end, delay = time.monotonic() + seconds, _FIRST_RETRY
-    for tries in itertools.count(1):
-        left = max(end - time.monotonic(), _FIRST_RETRY)  # the last try has a little time, too
-        result = _probe(request, next(ids), _Deadline(min(request.timeout, left), stop))
-        left = end - time.monotonic()
-        if result.ok:
+def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[None]:
+    """Try again, ever more slowly, until Success or until the time is up; the last try counts."""
+    end, delay, shortest = time.perf_counter() + seconds, 0.2, 0.2
+    yield _Begun(request)
+    tries = 0
+    while True:
+        tries += 1
+        left = max(end - time.perf_counter(), shortest)  # so that the last try has a little time, too
+        result = yield from _probe(request, next(ids), min(request.timeout, left))
+        if result.ok or time.perf_counter() >= end:
             break
-        if left <= 0 or stop.pause(min(delay, left)):
-            return replace(result, notes=(*result.notes, f"gave up after {tries} tries"))
-        delay = min(delay * 1.5, _LAST_RETRY)
-    return result
+        yield _Wait(None, 0, min(time.perf_counter() + delay, end))
+        delay = min(delay * 1.5, 2.0)
+    if not result.ok:
+        from dataclasses import replace
+
+        result = replace(result, notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
+    yield _Echoed(request, result, True)
 
 
-def _over_one_association(
-    request: _Request, ids: Iterator[int], slots: Iterator[int], stop: _Stop
-) -> Generator[EchoResult, None, None]:
-    """Echoes over one association; when the peer ends it, that is reported and the next echo opens one anew."""
+def _over_one_association(request: _Request, ids: Iterator[int], plan: _Plan) -> _Waiting[None]:
+    """Echoes over one association; when the peer ends it, that is reported and a new one is opened."""
     association: _Association | None = None
     try:
-        for _ in slots:
-            journal, deadline = _Journal(request, next(ids)), _Deadline(request.timeout, stop)
+        for last, pause in _pauses(plan):
+            yield pause
+            yield _Begun(request)
+            echo = _Echo(request, next(ids), request.timeout)
             try:
-                if association:
-                    association.resume(journal, deadline)
-                else:
-                    association = _Association(request, journal, deadline)
-                association.echo(journal)
-            except EchoError as error:
-                journal.write(error=error)
-                if association:
-                    association.__exit__(None, error, None)
+                if association and (ended := association.resume(echo)):
+                    association.close()
                     association = None
-            yield journal.result
+                    echo.notes.append(ended)
+                if not association:
+                    association = _Association(request)
+                    yield from association.open(echo)
+                yield from association.echo(echo)
+            except EchoError as error:
+                echo.fail(error)
+                if association:
+                    association.close()
+                association = None
+            yield _Echoed(request, echo.result(), last)
         if association:
-            association.release(_Journal(request, 0))
+            goodbye = _Echo(request, 0, request.timeout)
+            association.resume(goodbye)
+            yield from association.release(goodbye)
     finally:
         if association:
-            association.__exit__(*sys.exc_info())
+            association.close()
 
 
-class _Turns:
-    """Hands out jobs; one whose endpoint is busy has to wait for its turn."""
+# -- 12. reports -------------------------------------------------------------------------------------------------------
 
-    def __init__(self, jobs: Iterable[_Request]) -> None:
-        self._jobs = iter(jobs)
-        self._behind: dict[tuple[str, int], deque[_Request]] = {}  # each busy endpoint
-        self._ready: deque[_Request] = deque()
-        self._waiting = 0
-
-    def take(self) -> _Request | None:
-        if self._ready:
-            return self._ready.popleft()
-        while self._waiting < _READ_AHEAD and (job := next(self._jobs, None)) is not None:
-            if job.endpoint not in self._behind:
-                self._behind[job.endpoint] = deque()
-                return job
-            self._behind[job.endpoint].append(job)
-            self._waiting += 1
-        return None
-
-    def done(self, job: _Request) -> None:
-        if self._behind[job.endpoint]:
-            self._ready.append(self._behind[job.endpoint].popleft())
-            self._waiting -= 1
-        else:
-            del self._behind[job.endpoint]
-
-
-def _in_parallel(
-    jobs: Iterable[_Request], work: Callable[[_Request, _Stop], Generator[_T, None, None]], at_once: int
-) -> Generator[tuple[_Request, _T | None], None, None]:
-    """Do jobs in threads; yield what comes of each as it comes, and None when the job is done.
-
-    Jobs are handed out as outcomes are taken, so those that are done take no memory. Closed early, this ends all
-    threads before it returns.
-    """
-    tasks: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-    outcomes: queue.SimpleQueue[tuple[_Request, _T | BaseException | None]] = queue.SimpleQueue()
-    stop, turns, threads, running = _Stop(), _Turns(jobs), list[threading.Thread](), 0
-
-    def serve() -> None:
-        while (job := tasks.get()) is not None:
-            _do(job, work(job, stop), outcomes)
-
-    try:
-        while True:
-            while running < at_once and (job := turns.take()) is not None:
-                if running == len(threads):
-                    thread = threading.Thread(target=serve, name="dicom-echo", daemon=True)
-                    try:
-                        thread.start()
-                        threads.append(thread)
-                    except RuntimeError:  # the system has no more of them: those that run do it all
-                        if not threads:
-                            raise
-                        at_once = running + 1
-                tasks.put(job)
-                running += 1
-            if not running:
-                return
-            job, outcome = _patiently(outcomes)
-            if isinstance(outcome, BaseException):
-                raise outcome
-            if outcome is None:
-                turns.done(job)
-                running -= 1
-            yield job, outcome
-    finally:
-        for _ in threads:
-            tasks.put(None)
-        for thread in threads:
-            while thread.is_alive():
-                if running:  # closed early
-                    stop.now()  # again and again: a thread that was about to connect has not heard it
-                thread.join(0.1)
-
-
-def _do(job: _Request, steps: Generator[_T, None, None], outcomes: queue.SimpleQueue[tuple[_Request, Any]]) -> None:
-    """Hand over each step of a job, and at its end None, or what it failed with."""
-    try:
-        with contextlib.closing(steps):
-            for step in steps:
-                outcomes.put((job, step))
-        outcomes.put((job, None))
-    except BaseException as error:  # whatever it is, it belongs to the thread that waits
-        outcomes.put((job, error))
-
-
-def _patiently(outcomes: queue.SimpleQueue[_T]) -> _T:
-    """Wait for the next outcome, but let Ctrl-C through, which Windows keeps back while a thread waits."""
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return outcomes.get(timeout=0.5)
-
-
-# -- 10. reports -------------------------------------------------------------------------------------------------------
+# A report is a generator that takes the echoes as they come, gives the lines to print, and prints nothing itself.
+# An interruption is no more than an early end of the echoes.
 
 
 class _Style(NamedTuple):
-    """What the stream that a report goes to can show."""
+    """What the stream that a text goes to can show, and how much is wanted."""
 
     colour: bool = False
     symbols: bool = True
-    width: int | None = None  # columns; None is no limit
+    verbose: bool = False
+    width: int | None = None  # columns; None is without limit
+    height: int = 0  # lines of a terminal on which a table can be kept up to date; 0 is none
+
+    def symbol(self, name: str) -> str:
+        return _SYMBOLS[name][0 if self.symbols else 1]
+
+    def paint(self, colour: str, text: str) -> str:
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
+
+    def wrap(self, label: str, text: str) -> Iterator[str]:
+        """A label and a text, broken between words where the width is too small, and indented to stand beneath."""
+        text = _printable(text)
+        if self.width is None or _columns(label + text) <= self.width:
+            yield label + text
+            return
+        import textwrap
+
+        indent = " " * min(len(label), self.width // 3)
+        yield from textwrap.wrap(
+            text, self.width, initial_indent=label, subsequent_indent=indent, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
 
 
-class _Report:
-    """A format. Each method gives the lines to print and prints nothing itself."""
+_SYMBOLS = {"ok": ("✅", "[OK]"), "failed": ("❌", "[FAILED]"), "bar": ("█", "#"), "sparks": ("▁▂▃▄▅▆▇█", "_.-~=+*#")}
+_COLOURS = {"ok": "32", "failed": "31"}
 
-    def opening(self) -> Iterator[str]:
-        """Lines before the first echo."""
+
+def _no_text(tally: _Tally) -> Iterator[str]:
+    """Nothing at all: the exit code tells."""
+    for _ in tally:
         yield from ()
 
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        """Lines on one echo."""
-        yield from ()
 
-    def finished(self, last: _Echoed) -> Iterator[str]:
-        """Lines on a target when all its echoes are done, of which this is the last."""
-        yield from ()
-
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        """Lines after the last echo; where that was an interruption, some targets are unfinished."""
-        yield from ()
-
-
-_SYMBOLS = {
-    "ok": ("✅", "[OK]"),
-    "status": ("⚠️", "[WARNING]"),
-    "failed": ("❌", "[FAILED]"),
-    "bar": ("█", "#"),
-    "sparks": ("▁▂▃▄▅▆▇█", "_.-~=+*#"),
-    "cut": ("…", "~"),
-}
-_COLOURS = {"ok": "32", "status": "33", "failed": "31"}
-_BAR_WIDTH = 40
-
-_DOING = {
-    Phase.resolve: "resolving {host}",
-    Phase.connect: "connecting to {endpoint}",
-    Phase.tls: "negotiating TLS with {endpoint}",
-    Phase.associate: "associating with {target} as {calling}",
-    Phase.echo: "echoing {target} as {calling}",
-}
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """Escape what could move a terminal's cursor, or worse: peers say what they like."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
-
-
-class _Text(_Report):
-    """What all reports for people have in common."""
-
-    def __init__(self, style: _Style, verbose: bool) -> None:
-        self._style = style
-        self._verbose = verbose
-
-    def _details(self, result: EchoResult) -> Iterator[str]:
-        if self._verbose:
-            yield from _timeline(result, self._style)
-            yield from _particulars(result)
-
-
-class _Single(_Text):
+def _text_on_one(tally: _Tally, style: _Style) -> Iterator[str]:
     """Text on one echo: the verdict, and on a failure where it went wrong and what to do."""
+    for event in tally:
+        yield from style.wrap("", _headline(event.result, style))
+        yield from _circumstances(event.result, style)
+        yield from _details(event.result, style)
+    if tally.interrupted:
+        yield f"interrupted while waiting for {tally.targets[0].target}"
 
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        yield _headline(event.result, self._style)
-        yield from _circumstances(event.result)
-        if not (event.result.ok or self._verbose):
-            yield from _notes(event.result)  # such as what the peer has to say about its refusal
-        yield from self._details(event.result)
 
-
-class _Repeated(_Text):
+def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
     """Text on many echoes to one target, as ping has it."""
-
-    def __init__(self, style: _Style, verbose: bool, target: _Request) -> None:
-        super().__init__(style, verbose)
-        self._title = target.target
-        self._calling = target.calling_ae_title
-        self._begun = time.monotonic()
-
-    def opening(self) -> Iterator[str]:
-        yield f"C-ECHO to {self._title} as {self._calling}"
-
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        result = event.result
-        start = f"seq={event.statistics.sent} id={result.message_id}"
+    target = tally.targets[0]
+    seen: tuple[object, ...] = ()
+    yield f"C-ECHO to {target.target} as {target.calling_ae_title}"
+    for _, result, _ in tally:
         if result.ok:
-            yield f"{start} status=0000H time={result.total * 1000:.2f} ms"
+            yield f"seq={tally.total.sent} {_answer(result)}"
         else:
-            yield f"{start} {_headline(result, self._style)}"
-        yield from self._details(result)
-
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        took = (time.monotonic() - self._begun) * 1000
-        yield f"--- {self._title} echo statistics ---"
-        yield (
-            f"{all_echoes.sent} sent, {all_echoes.succeeded} succeeded, {all_echoes.loss:.4g}% loss, time {took:.0f} ms"
-        )
-        if all_echoes.succeeded:
-            yield f"min/avg/max/mdev = {_four_times(all_echoes)} ms"
-        if all_echoes.succeeded >= _ENOUGH_FOR_SPARKS:
-            yield _sparks(all_echoes.recent, self._style)
-
-
-class _Table(_Text):
-    """Text on many targets: a row for each as it finishes, then totals."""
-
-    def __init__(self, style: _Style, verbose: bool, targets: Sequence[_Request], repeated: bool) -> None:
-        super().__init__(style, verbose)
-        self._repeated = repeated
-        target = max(_columns(t.target) for t in targets)
-        label = max(_columns(_printable(t.label or "")) for t in targets)
-        self._widths = _fit(target, label, 40 if repeated else 12, style.width)
-
-    def finished(self, last: _Echoed) -> Iterator[str]:
-        yield self._row(last)
-        if self._verbose:
-            yield from _circumstances(last.verdict)
-        yield from self._details(last.verdict)
-
-    def _row(self, event: _Echoed) -> str:
-        texts = [event.result.target, _printable(event.target.label or ""), self._times(event)]
-        cells = [_cell(text, width, self._style) for text, width in zip(texts, self._widths, strict=True) if width]
-        room = None if self._style.width is None else self._style.width - sum(_columns(cell) + 2 for cell in cells)
-        return "  ".join([*cells, _headline(event.verdict, self._style, room)])
-
-    def _times(self, event: _Echoed) -> str:
-        statistics, result = event.statistics, event.result
-        if not self._repeated:
-            return f"{result.total * 1000:9.2f} ms" if result.ok else f"{'-':>9}"
-        times = "/".join(_four_times(statistics).split("/")[:3]) if statistics.succeeded else "-/-/-"
-        rate = f"{statistics.succeeded}/{statistics.sent} {statistics.loss:.3g}% loss"
-        return f"{rate} {times:>{36 - len(rate)}} ms"
-
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        yield from map(self._row, unfinished)
-        kinds = sorted(all_echoes.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
-        yield f"{all_echoes.sent} {'echoes' if self._repeated else 'targets'}: " + (
-            ", ".join(f"{number} {kind}" for kind, number in kinds) or "none asked"
-        )
+            yield from style.wrap(f"seq={tally.total.sent} id={result.message_id} ", _headline(result, style))
+            if (failure := (result.kind, str(result.error), result.status)) != seen:
+                yield from _circumstances(result, style)
+            seen = failure
+        yield from _details(result, style)
+    every = tally.total
+    yield f"--- {target.target} echo statistics ---"
+    under_way = f", {len(tally.under_way)} under way when interrupted" if tally.under_way else ""
+    took = f"time {every.duration * 1000:.0f} ms{under_way}"
+    yield f"{every.sent} sent, {every.succeeded} succeeded, {every.loss:.4g}% loss, {took}"
+    if every.succeeded:
+        yield f"min/avg/max/mdev = {_four_times(every)} ms"
+    if every.succeeded >= 5:  # enough for a picture: each time as a bar, against the longest
+        bars = style.symbol("sparks")
+        scale = (len(bars) - 1) / (max(every.recent) or 1.0)
+        yield "".join(bars[round(each * scale)] for each in every.recent)[-(style.width or 60) :]
 
 
-_LEAST_TARGET, _LEAST_VERDICT, _LEAST_LABEL = 20, 10, 6
+def _answer(result: EchoResult) -> str:
+    return f"id={result.message_id} status=0000H time={result.total * 1000:.2f} ms"
 
 
-def _fit(target: int, label: int, times: int, width: int | None) -> tuple[int, int, int]:
-    """Columns for each part of a row.
+def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Iterator[str]:
+    """Text on many targets: a row for each as it finishes, then the failures once more, whole, then totals."""
+    names = {target: (target.target, _printable(target.label or "")) for target in tally.targets}
+    widths = [max(map(_columns, column)) for column in zip(*names.values())]
 
-    The times are left out where target and verdict would have too little; a label has no more than the verdict.
-    """
-    if width is None:
-        return target, label, times
-    room = width - 2 - _LEAST_VERDICT
-    if room < min(target, _LEAST_TARGET) + times + 2:
-        times = 0
-    room -= times + 2 if times else 0
-    target = max(1, min(target, room))
-    half = (room - target + _LEAST_VERDICT) // 2 - 1
-    return target, min(label, half) if half >= min(label, _LEAST_LABEL) else 0, times
+    def name(target: _Request) -> str:
+        cells = (text + " " * (width - _columns(text)) for text, width in zip(names[target], widths) if width)
+        return "  ".join(cells)
+
+    def row(target: _Request) -> str:
+        statistics = tally.of.get(target)
+        if not statistics:
+            return f"{name(target)}  {'-':>9}"
+        start = f"{name(target)}  {_times(statistics, repeated)}  "
+        whole = _headline(statistics.verdict, style)
+        fits = style.width is None or _columns(start) + _columns(whole) <= style.width
+        return start + (whole if fits or statistics.verdict.ok else _headline(statistics.verdict, style, short=True))
+
+    live = endless and len(tally.targets) + 2 < style.height
+    places = {target: len(tally.targets) - number for number, target in enumerate(tally.targets)}
+    if live:
+        yield from map(row, tally.targets)
+    for event in tally:
+        if live:  # up to its row, and down again
+            up = places[event.target]
+            yield f"\x1b[{up}A\x1b[K{row(event.target)}\x1b[{up}B\r\x1b[A"
+        elif endless:
+            verdict = _answer(event.result) if event.result.ok else _headline(event.result, style)
+            yield f"{name(event.target)}  seq={tally.of[event.target].sent} {verdict}"
+        elif event.last:
+            yield row(event.target)
+            yield from _details(event.result, style)
+    if not live:
+        yield from (row(target) for target in tally.of if endless or target in tally.under_way)
+    failed = [target for target in tally.targets if target in tally.of and not tally.of[target].verdict.ok]
+    if failed:
+        yield ""
+        for target in failed:
+            label = f" {_printable(target.label)}" if target.label else ""
+            result = tally.of[target].verdict
+            yield from style.wrap("", f"{target.target}{label}: {_headline(result, style)}")
+            yield from _circumstances(result, style)
+            yield from _notes(result, style)  # such as what the peer has to say about its refusal
+        yield ""
+    kinds = sorted(tally.total.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
+    what = ("echo" if tally.total.sent == 1 else "echoes") if repeated else (
+        "target" if tally.total.sent == 1 else "targets"
+    )  # fmt: skip
+    line = f"{tally.total.sent} {what}: " + (", ".join(f"{number} {kind}" for kind, number in kinds) or "none answered")
+    if tally.interrupted:
+        under_way = len(tally.under_way)
+        line += f"; interrupted with {under_way} under way"
+        if left := len(tally.targets) - len({*tally.of, *tally.under_way}):
+            line += f" and {left} not asked"
+    yield from style.wrap("", line)
+
+
+def _times(statistics: _Statistics, repeated: bool) -> str:
+    if not repeated:
+        return f"{statistics.average * 1000:9.2f} ms" if statistics.succeeded else f"{'-':>9}   "
+    times = "/".join(_four_times(statistics).split("/")[:3]) if statistics.succeeded else "-/-/-"
+    rate = f"{statistics.succeeded}/{statistics.sent} {statistics.loss:.3g}% loss"
+    return f"{rate} {times:>{36 - len(rate)}} ms"
 
 
 def _columns(text: str) -> int:
     """The columns that a terminal takes for a text (Unicode Standard Annex 11)."""
+    if text.isascii():
+        return len(text)
     import unicodedata
 
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
-
-
-_ENOUGH_FOR_SPARKS = 5
 
 
 def _four_times(statistics: _Statistics) -> str:
@@ -2184,182 +3070,114 @@ def _four_times(statistics: _Statistics) -> str:
     return "/".join(f"{seconds * 1000:.2f}" for seconds in times)
 
 
-def _sparks(times: Iterable[float], style: _Style) -> str:
-    """Each time as a small bar, against the longest."""
-    marks = _symbol("sparks", style)
-    seconds = list(times)
-    scale = (len(marks) - 1) / (max(seconds) or 1.0)
-    return "".join(marks[round(each * scale)] for each in seconds)
-
-
-def _cell(text: str, width: int, style: _Style) -> str:
-    """A text in so many columns, cut or filled."""
-    if _columns(text) > width:
-        while _columns(text) >= max(width, 1):
-            text = text[:-1]
-        text += _symbol("cut", style)
-    return text + " " * (width - _columns(text))
-
-
-def _headline(result: EchoResult, style: _Style, room: int | None = None) -> str:
-    """The verdict with its symbol, cut to the columns that there are."""
+def _verdict(result: EchoResult) -> str:
+    """The verdict in words."""
     if result.error:
-        verdict, text = "failed", f"{result.error.title}: {_printable(result.error.message)}"
-    elif result.ok:
-        verdict, text = "ok", "Success"
-    else:
-        status = f"{result.status} ({_hex(result.status)}, {result.status_text})"
-        verdict, text = "status", f"Warning: received non-zero status code: {status}"
-    symbol = _symbol(verdict, style)
-    if room is not None:
-        text = _cell(text, room - max(2, len(symbol)) - 1, style).rstrip()
-    return f"{symbol} {_paint(verdict, text, style)}"
+        return f"{result.error.title}: {_printable(result.error.message)}"
+    return "Success" if result.ok else f"Failed: status {_hex(result.status or 0)}, {result.status_text}"
 
 
-def _symbol(name: str, style: _Style) -> str:
-    return _SYMBOLS[name][0 if style.symbols else 1]
+def _headline(result: EchoResult, style: _Style, short: bool = False) -> str:
+    """The verdict with its symbol."""
+    colour, text = "ok" if result.ok else "failed", _verdict(result)
+    return f"{style.symbol(colour)} {style.paint(colour, text.partition(':')[0] if short else text)}"
 
 
-def _paint(colour: str, text: str, style: _Style) -> str:
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if style.colour else text
-
-
-def _circumstances(result: EchoResult) -> Iterator[str]:
+def _circumstances(result: EchoResult, style: _Style) -> Iterator[str]:
     """Where it went wrong, in which terms, and what to do."""
-    error = result.error
-    if not error:
+    if result.ok:
         return
-    doing = _DOING[error.phase or Phase.resolve].format(
-        host=result.address.host,
-        endpoint=_host_port(result.address.host, result.port) + _resolved(result),
-        target=result.target + _resolved(result),
-        calling=result.calling_ae_title,
-    )
-    yield f"   while {doing}" + (f": {_printable(error.detail)}" if error.detail else "")
-    if error.hint:
-        yield f"   hint: {_printable(error.hint)}"
+    host, detail = result.address.host, result.error.detail if result.error else ""
+    ip = result.remote.rpartition(":")[0].strip("[]") if result.remote else host
+    found = "" if ip == host else f" ({ip})"
+    endpoint = _host_port(host, result.port) + found
+    doing = {
+        Phase.resolve: f"resolving {host}",
+        Phase.connect: f"connecting to {endpoint}",
+        Phase.tls: f"negotiating TLS with {endpoint}",
+        Phase.associate: f"associating with {result.target}{found} as {result.calling_ae_title}",
+        Phase.echo: f"echoing {result.target}{found} as {result.calling_ae_title}",
+    }[result.phase or Phase.resolve]
+    yield from style.wrap("   while ", doing + (f": {detail}" if detail else ""))
+    if result.hint:
+        yield from style.wrap("   hint: ", result.hint)
 
 
-def _resolved(result: EchoResult) -> str:
-    """The IP address behind a name, where it was found."""
-    ip = result.remote.rpartition(":")[0].strip("[]") if result.remote else result.address.host
-    return "" if ip == result.address.host else f" ({ip})"
+def _details(result: EchoResult, style: _Style) -> Iterator[str]:
+    if style.verbose:
+        yield from _timeline(result, style)
+        yield from _particulars(result, style)
+    yield from _notes(result, style)
 
 
 def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
     """A row for each phase: how long it took, and a bar where it lies in the whole."""
-    bar = _symbol("bar", style)
-    scale = _BAR_WIDTH / (sum(result.timings.values()) or 1.0)
+    columns = max(8, min(40, (style.width or 80) - 28))
+    scale = columns / (sum(result.timings.values()) or 1.0)
     start = 0.0
     for phase, seconds in result.timings.items():
-        indent, length = min(int(start * scale), _BAR_WIDTH - 1), max(1, round(seconds * scale))
-        yield f"   {phase:<9} {seconds * 1000:9.2f} ms  {' ' * indent}{bar * length}"
+        indent = min(int(start * scale), columns - 1)
+        length = max(1, min(round(seconds * scale), columns - indent))
+        yield f"   {phase:<9} {seconds * 1000:9.2f} ms  {' ' * indent}{style.symbol('bar') * length}"
         start += seconds
     yield f"   {'total':<9} {result.total * 1000:9.2f} ms"
 
 
-def _particulars(result: EchoResult) -> Iterator[str]:
+def _particulars(result: EchoResult, style: _Style) -> Iterator[str]:
     """What was really used, and what the peer said of itself."""
+    rows: list[tuple[str, str]] = []
     if result.local:
-        yield f"   from      {result.calling_ae_title} at {result.local}"
+        rows.append(("from", f"{result.calling_ae_title} at {result.local}"))
     if result.remote:
-        yield f"   to        {result.called_ae_title} at {result.remote}"
-    yield f"   message   id {result.message_id}"
+        rows.append(("to", f"{result.called_ae_title} at {result.remote}"))
+    rows.append(("message", f"ID {result.message_id}"))
     if said := result.peer:
-        name, uid = said.implementation_version_name, said.implementation_class_uid
-        limit = "not said" if said.max_pdu is None else f"{said.max_pdu} bytes" if said.max_pdu else "unlimited"
-        yield _printable(f"   peer      {name or 'nameless'} ({uid or 'without an implementation class UID'})")
-        yield f"   accepted  maximum PDU length {limit}, transfer syntax {_syntax_name(said.transfer_syntax)}"
+        name, uid, syntax = said.implementation_version_name, said.implementation_class_uid, said.transfer_syntax
+        limit = "not stated" if said.max_pdu is None else f"{said.max_pdu} bytes" if said.max_pdu else "unlimited"
+        known = next((f"{name} ({uid})" for name, uid in _TRANSFER_SYNTAXES.items() if uid == syntax), syntax)
+        rows.append(("peer", f"{name or 'no version name'} ({uid or 'no implementation class UID'})"))
+        rows.append(("accepted", f"maximum PDU length {limit}, transfer syntax {known or 'not stated'}"))
+        if said.user_identity:
+            rows.append(("identity", said.user_identity))
     if tls := result.tls:
         expiry = tls.certificate_expiry
         until = f"valid until {expiry:%Y-%m-%d %H:%M} UTC" if expiry else "of unknown expiry"
         verified = "" if tls.certificate_verified else "not verified, "
-        yield f"   tls       {tls.version}, {tls.cipher}, certificate {verified}{until}"
-    yield from _notes(result)
+        rows.append(("tls", f"{tls.version}, {tls.cipher}, certificate {verified}{until}"))
+        rows.append(("subject", tls.subject or "none"))
+        rows.append(("issuer", tls.issuer or "none"))
+        rows.append(("names", ", ".join(tls.names) or "none"))
+    for label, text in rows:
+        yield from style.wrap(f"   {label:<9} ", text)
 
 
-def _notes(result: EchoResult) -> Iterator[str]:
-    yield from (f"   note      {_printable(note)}" for note in result.notes)
+def _notes(result: EchoResult, style: _Style) -> Iterator[str]:
+    for note in result.notes:
+        yield from style.wrap("   note      ", note)
 
 
-def _syntax_name(uid: str | None) -> str:
-    names = {known: name for name, known in _TRANSFER_SYNTAXES.items()}
-    return f"{names[uid]} ({uid})" if uid in names else _printable(uid or "not said")
-
-
-_LIKE_NAMED = ["local", "remote", "called_ae_title", "calling_ae_title", "message_id", "ok", "status", "status_text"]
-
-
-class _JSONLines(_Report):
+def _json_lines(tally: _Tally, summary: bool) -> Iterator[str]:
     """One JSON object for each echo, and for several a summary at the end."""
+    import json
 
-    def __init__(self, summary: bool) -> None:
-        self._summary = summary
-
-    def echoed(self, event: _Echoed) -> Iterator[str]:
-        result, tls = event.result, event.result.tls
-        yield json.dumps(
-            {
-                "schema_version": 1,
-                "type": "echo",
-                "time": _iso(result.started_at),
-                "target": result.target,
-                "label": event.target.label,
-                "host": result.address.host,
-                "port": result.port,
-                **{name: getattr(result, name) for name in _LIKE_NAMED},
-                "phases_ms": {phase: _milliseconds(seconds) for phase, seconds in result.timings.items()},
-                "total_ms": _milliseconds(result.total),
-                "peer": result.peer and vars(result.peer),
-                "tls": tls and {**vars(tls), "certificate_expiry": _iso(tls.certificate_expiry)},
-                "notes": result.notes,
-                "error": _json_error(result),
-            }
-        )
-
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        if not self._summary:
-            return
+    for event in tally:
+        yield json.dumps(event.result.to_dict())
+    if summary:
+        every = tally.total
         times = ("minimum", "average", "maximum", "deviation")
-        yield json.dumps(
-            {
-                "schema_version": 1,
-                "type": "summary",
-                "time": _iso(datetime.now(timezone.utc)),
-                "sent": all_echoes.sent,
-                "succeeded": all_echoes.succeeded,
-                "loss_percent": round(all_echoes.loss, 3),
-                "kinds": dict(sorted(all_echoes.kinds.items())),
-                "times_ms": {name: _milliseconds(getattr(all_echoes, name)) for name in times}
-                if all_echoes.succeeded
-                else None,
-            }
-        )
-
-
-def _json_error(result: EchoResult) -> dict[str, object] | None:
-    if result.error:
-        said = {name: getattr(result.error, name) for name in ("kind", "phase", "message", "hint", "detail")}
-        return said | result.error.facts
-    if result.ok:
-        return None
-    message = f"{_hex(result.status)}, {result.status_text}"
-    return {
-        "kind": "status",
-        "phase": Phase.echo,
-        "message": message,
-        "hint": "",
-        "detail": "",
-        "status": result.status,
-    }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+        end = every.last and every.last.started_at.timestamp() + every.last.total
+        summed = {
+            "schema_version": 1,
+            "type": "summary",
+            "time": _iso(datetime.fromtimestamp(end, timezone.utc) if end else None),
+            "targets": len(tally.targets),
+            "sent": every.sent,
+            "succeeded": every.succeeded,
+            "loss_percent": round(every.loss, 3),
+            "kinds": dict(sorted(every.kinds.items())),
+            "times_ms": {name: _milliseconds(getattr(every, name)) for name in times} if every.succeeded else None,
+        }
+        yield json.dumps(summed)
 
 
 class _State(enum.IntEnum):
@@ -2371,84 +3189,106 @@ class _State(enum.IntEnum):
     UNKNOWN = 3
 
 
+_RANK = [_State.OK, _State.WARNING, _State.UNKNOWN, _State.CRITICAL]  # of several, the last is told first
+
+
 class _Thresholds(NamedTuple):
-    """Milliseconds for the whole echo, above which it is too slow."""
+    """Above how many milliseconds an echo, and below how many days a certificate, is worth an alarm."""
 
-    warning: float | None
-    critical: float | None
+    warning: float | None = None
+    critical: float | None = None
+    warning_cert: float | None = None
+    critical_cert: float | None = None
+
+    def judge(self, statistics: _Statistics) -> tuple[_State, str]:
+        """The state, and what makes it so where that is neither the verdict nor the time."""
+        verdict = statistics.verdict
+        if not verdict.ok:
+            own = verdict.error and (verdict.error._case in ("this host", "suspended"))
+            return _State.UNKNOWN if own else _State.CRITICAL, ""
+        states, took = [(_State.OK, "")], statistics.average * 1000
+        days = _days_left(verdict)
+        for state, limit, limit_cert in (
+            (_State.WARNING, self.warning, self.warning_cert), (_State.CRITICAL, self.critical, self.critical_cert)
+        ):  # fmt: skip
+            if limit is not None and took > limit:
+                states.append((state, ""))
+            if limit_cert is not None and days is not None and days < limit_cert:
+                when = f"expires in {days:.0f} days" if days >= 0 else f"expired {-days:.0f} days ago"
+                states.append((state, f"certificate {when}"))
+        return max(states, key=lambda each: each[0])
 
 
-class _Last(_Report):
-    """A format that shows how each target stood in the end, all together."""
-
-    def __init__(self, targets: int) -> None:
-        self._targets = targets
-        self._ended: list[_Echoed] = []
-
-    def finished(self, last: _Echoed) -> Iterator[str]:
-        self._ended.append(last)
-        yield from ()
+def _days_left(result: EchoResult) -> float | None:
+    expiry = result.tls and result.tls.certificate_expiry
+    return (expiry - result.started_at).total_seconds() / 86400 if expiry else None
 
 
-class _Nagios(_Last):
+def _nagios_state(tally: _Tally, thresholds: _Thresholds) -> _State:
+    """The exit code of a monitoring plugin; after an interruption nothing is known."""
+    if tally.interrupted:
+        return _State.UNKNOWN
+    return max((thresholds.judge(statistics)[0] for statistics in tally.of.values()), key=_RANK.index)
+
+
+def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
     """The Monitoring Plugins guidelines: one line on one target; of several, the worst first on further lines."""
-
-    def __init__(self, targets: int, thresholds: _Thresholds) -> None:
-        super().__init__(targets)
-        self._thresholds = thresholds
-
-    @property
-    def state(self) -> _State:
-        """The worst; interrupted, nothing is known."""
-        return max(map(self._state, self._ended)) if len(self._ended) == self._targets else _State.UNKNOWN
-
-    def _state(self, event: _Echoed) -> _State:
-        if event.statistics.loss:
-            return _State.CRITICAL
-        took = event.statistics.average * 1000
-        slow, too_slow = (limit is not None and took > limit for limit in self._thresholds)
-        return _State.CRITICAL if too_slow else _State.WARNING if slow else _State.OK
-
-    def _text(self, event: _Echoed) -> str:
-        result, statistics = event.verdict, event.statistics
-        rate = f" ({statistics.succeeded} of {statistics.sent})" if statistics.sent > 1 else ""
-        if result.error:
-            text = f"{result.target}: {result.error.title}: {result.error.message}{rate}"
-        elif result.ok:
-            text = f"{result.target} answered in {statistics.average * 1000:.1f} ms{rate}"
-        else:
-            text = f"{result.target}: status {_hex(result.status)}, {result.status_text}{rate}"
-        return _printable(text).replace("|", "/")  # a bar would begin the performance data
-
-    def _performance(self, label: str, event: _Echoed) -> list[str]:
-        """'label'=value[UOM];[warn];[crit];[min];[max], in seconds."""
-        if not event.statistics.succeeded:
-            return []
-        limits = ";".join("" if limit is None else _decimal(limit / 1000) for limit in self._thresholds)
-        return [f"{label}={event.statistics.average:.4f}s;{limits};0;{_decimal(event.target.timeout)}"]
-
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        if self.state is _State.UNKNOWN:
-            yield f"DICOM ECHO UNKNOWN - interrupted after {len(self._ended)} of {self._targets} targets"
-            return
-        if self._targets == 1:
-            event = self._ended[0]
-            phases = [f"{phase}={seconds:.4f}s;;;0" for phase, seconds in event.result.timings.items()]
-            data = [*self._performance("time", event), *(phases if event.result.ok else [])]
-            yield f"DICOM ECHO {self.state.name} - {_with_data(self._text(event), data)}"
-            return
-        good = sum(self._state(event) is _State.OK for event in self._ended)
-        yield f"DICOM ECHO {self.state.name} - {good} of {self._targets} targets OK | ok={good};;;0;{self._targets}"
-        worst_first = sorted(self._ended, key=self._state, reverse=True)
-        lines = [f"{self._state(event).name} - {self._text(event)}" for event in worst_first]
-        used: set[str] = set()
-        data = [each for event in worst_first for each in self._performance(_label(event.result.target, used), event)]
-        yield from lines[:-1]
-        yield from (_with_data(line, data) for line in lines[-1:])
+    for _ in tally:
+        pass
+    if tally.interrupted:
+        yield f"DICOM ECHO UNKNOWN - interrupted after {tally.finished} of {len(tally.targets)} targets"
+        return
+    judged = [(target, tally.of[target], *thresholds.judge(tally.of[target])) for target in tally.targets]
+    judged.sort(key=lambda each: _RANK.index(each[2]), reverse=True)
+    target, statistics, worst, why = judged[0]
+    if len(judged) == 1:
+        result = statistics.verdict
+        phases = [f"{phase}={seconds:.4f}s;;;0" for phase, seconds in result.timings.items()] if result.ok else []
+        data = [*_performance("", statistics, target, thresholds), *phases]
+        yield " | ".join(
+            filter(None, [f"DICOM ECHO {worst.name} - {_plugin_text(target, statistics, why)}", " ".join(data)])
+        )
+        return
+    good = sum(state is _State.OK for _, _, state, _ in judged)
+    first = f"; {_plugin_text(target, statistics, why)}" if worst else ""
+    yield f"DICOM ECHO {worst.name} - {good} of {len(judged)} targets OK{first} | ok={good};;;0;{len(judged)}"
+    lines = [f"{state.name} - {_plugin_text(target, statistics, why)}" for target, statistics, state, why in judged]
+    used: set[str] = set()
+    data = [
+        each
+        for target, statistics, _, _ in judged
+        for each in _performance(_unique(target.label or target.target, used), statistics, target, thresholds)
+    ]
+    yield from lines[:-1]
+    yield " | ".join(filter(None, [lines[-1], " ".join(data)]))
 
 
-def _with_data(text: str, data: list[str]) -> str:
-    return f"{text} | {' '.join(data)}" if data else text
+def _plugin_text(target: _Request, statistics: _Statistics, why: str) -> str:
+    result = statistics.verdict
+    text = f"{target.label} ({target.target})" if target.label else target.target
+    text += f" answered in {statistics.average * 1000:.1f} ms" if result.ok else f": {_verdict(result)}"
+    text += f", {why}" if why else ""
+    return _plugin_line(text + (f" ({statistics.succeeded} of {statistics.sent})" if statistics.sent > 1 else ""))
+
+
+def _plugin_line(text: str) -> str:
+    """One line; a bar would begin the performance data."""
+    return _printable(text).replace("|", "/")
+
+
+def _performance(name: str, statistics: _Statistics, target: _Request, thresholds: _Thresholds) -> list[str]:
+    """'label'=value[UOM];[warn];[crit];[min];[max]: seconds, and days of the certificate."""
+    if not statistics.succeeded:
+        return []
+    limits = ["" if limit is None else _decimal(limit / 1000) for limit in thresholds[:2]]
+    label = f"'{name}'" if name else "time"
+    data = [f"{label}={statistics.average:.4f}s;{';'.join(limits)};0;{_decimal(target.timeout)}"]
+    if (days := _days_left(statistics.verdict)) is not None:
+        # An alert range "N:" is below N (Monitoring Plugins guidelines).
+        limits = ["" if limit is None else f"{_decimal(limit)}:" for limit in thresholds[2:]]
+        label = f"'{name} certificate_days'" if name else "certificate_days"
+        data.append(f"{label}={days:.2f};{';'.join(limits)}")
+    return data
 
 
 def _decimal(number: float) -> str:
@@ -2456,69 +3296,63 @@ def _decimal(number: float) -> str:
     return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
-def _label(name: str, used: set[str]) -> str:
-    """A name in quotes, made unique: a graph has one line for a label."""
-    plain = re.sub("['=|]", "_", name)
+def _unique(name: str, used: set[str]) -> str:
+    """A name for a graph, which has one line for a name."""
+    plain = re.sub("['=|]", "_", _printable(name))
     numbered = (f"{plain} {number}" for number in itertools.count(2))
     label = plain if plain not in used else next(each for each in numbered if each not in used)
     used.add(label)
-    return f"'{label}'"
+    return label
 
 
-class _Prometheus(_Last):
+def _prometheus(tally: _Tally) -> Iterator[str]:
     """The Prometheus text format, for the textfile collector of a node exporter."""
+    for _ in tally:
+        pass
+    if tally.interrupted:  # series that end look like targets that are gone
+        return
+    # A target listed twice has one series.
+    results = {_labels(tally.of[target].verdict): tally.of[target].verdict for target in tally.targets}
+    for name, explanation, samples in _METRICS:
+        rows = [
+            f"{name}{{{_labels(result, more)}}} {_decimal(value)}"
+            for result in results.values()
+            for more, value in samples(result)
+        ]
+        if rows:
+            yield f"# HELP {name} {explanation}"
+            yield f"# TYPE {name} gauge"
+            yield from rows
 
-    def closing(self, all_echoes: _Statistics, unfinished: Sequence[_Echoed]) -> Iterator[str]:
-        # A target that is listed twice has one series all the same.
-        echoes = [*self._ended, *unfinished]
-        if len(echoes) < self._targets:  # interrupted: series that end look like targets that are gone
-            return
-        results = {(e.result.target, e.result.calling_ae_title): e.verdict for e in echoes}
-        for name, explanation, samples in _METRICS:
-            rows = [
-                f"{name}{{{_labels(result, extra)}}} {_decimal(value)}"
-                for result in results.values()
-                for extra, value in samples(result).items()
-            ]
-            if rows:
-                yield f"# HELP {name} {explanation}"
-                yield f"# TYPE {name} gauge"
-                yield from rows
 
-
-def _labels(result: EchoResult, phase: str) -> str:
+def _labels(result: EchoResult, more: Mapping[str, str] = {}) -> str:
     labels = {"target": result.target, "called_ae": result.called_ae_title, "calling_ae": result.calling_ae_title}
-    if phase:
-        labels["phase"] = phase
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    if result.label:
+        labels["label"] = result.label
+    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    return ",".join(f'{name}="{value.translate(escapes)}"' for name, value in {**labels, **more}.items())
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _expiry(result: EchoResult) -> dict[str, float]:
-    expiry = result.tls and result.tls.certificate_expiry
-    return {"": expiry.timestamp()} if expiry else {}
-
-
-# Name, help, and the samples of a result by phase; those of the whole echo are under "".
-_METRICS: list[tuple[str, str, Callable[[EchoResult], Mapping[str, float]]]] = [
-    ("dicom_echo_success", "Whether the echo was answered with Success.", lambda r: {"": int(r.ok)}),
+# Name, help, and the samples of a result, each with its further labels.
+_METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str], float]]]]] = [
+    ("dicom_echo_success", "Whether the echo was answered with Success.", lambda r: [({}, int(r.ok))]),
     ("dicom_echo_status_code", "DIMSE status of the C-ECHO response, where there is one.",
-     lambda r: {} if r.status is None else {"": r.status}),
-    ("dicom_echo_duration_seconds", "Time of the whole echo.", lambda r: {"": r.total}),
+     lambda r: [] if r.status is None else [({}, r.status)]),
+    ("dicom_echo_duration_seconds", "Time of the whole echo.", lambda r: [({}, r.total)]),
     ("dicom_echo_phase_duration_seconds", "Time of each phase that ran.",
-     lambda r: {str(phase): seconds for phase, seconds in r.timings.items()}),
-    ("dicom_echo_tls_certificate_expiry_timestamp_seconds", "When the certificate of the peer expires.", _expiry),
+     lambda r: [({"phase": str(phase)}, seconds) for phase, seconds in r.timings.items()]),
+    ("dicom_echo_tls_certificate_expiry_timestamp_seconds", "When the certificate of the peer expires.",
+     lambda r: [({}, r.tls.certificate_expiry.timestamp())] if r.tls and r.tls.certificate_expiry else []),
+    ("dicom_echo_result_info", "How the echo ended, and in which phase it failed.",
+     lambda r: [({"kind": r.kind, "phase": r.phase or ""}, 1)]),
 ]  # fmt: skip
 
 
-# -- 11. other side ----------------------------------------------------------------------------------------------------
+# -- 13. other end -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _listener(host: str) -> Iterator[str]:
+def _peer_of_our_own(host: str) -> Iterator[str]:
     """A real peer in this process, on a free port that only this host can reach; gives its address."""
     from pynetdicom.ae import ApplicationEntity
 
@@ -2536,69 +3370,68 @@ def _listener(host: str) -> Iterator[str]:
         server.shutdown()
 
 
-# -- 12. command -------------------------------------------------------------------------------------------------------
+# -- 14. command -------------------------------------------------------------------------------------------------------
 
-_DESCRIPTION = (
-    "Ask DICOM nodes whether they answer: send a C-ECHO (PS3.7 9.1.5) and say what happened. "
-    "A success does not show that this AE title may query or store."
-)
-_EPILOG = (
-    "exit codes: 0 every echo was answered with Success; 1 a peer answered, but not with Success; "
-    "2 the command line is wrong, nothing was sent (or the results cannot be written); "
-    "3 no answer (name, network, TLS, time); 130 interrupted; "
-    "143 terminated. With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN"
-)
+_USAGE_ERROR, _INTERRUPTED = 2, 128  # and the number of the signal
+_ANSWERED_OTHERWISE = ("status", "rejected", "not-supported", "aborted", "protocol")
 
-
-class _Parser(argparse.ArgumentParser):
-    """Leaves with one line, where argparse would print the whole usage before it."""
-
-    for_nagios = False
-
-    def error(self, message: str, *further: str) -> NoReturn:
-        if self.for_nagios:
-            raise SystemExit(_unknown("; ".join([message, *further])))
-        _complain(f"{message} (see {self.prog} --help)", *further)
-        raise SystemExit(_Exit.USAGE)
-
-
-def _unknown(why: str) -> _State:
-    """What a monitoring system is told where there is no result."""
-    with contextlib.suppress(OSError):  # nobody reads it, but the exit code tells it too
-        print(f"DICOM ECHO UNKNOWN - {_printable(why).replace('|', '/')}", flush=True)
-    return _State.UNKNOWN
+_DESCRIPTION = """\
+Send a DICOM C-ECHO to one or more nodes and report what happened.
+A successful echo does not prove that this AE title may query or store."""
+_EXAMPLES = """\
+examples:
+  dicom-echo ANY-SCP@pacs:11112                does this node answer?
+  dicom-echo -aet MODALITY1 -v PACS@pacs:104   as the modality does, with details
+  dicom-echo -T nodes.txt --format json        many nodes, for a program"""
+_EXIT_CODES = """\
+exit codes:
+  0    every echo was answered with Success
+  1    a peer answered, but not with Success
+  2    the command line is wrong and nothing was sent, or the results cannot be
+       written
+  3    no answer: name, network, TLS, time
+  130  interrupted; 143 terminated: the process ends by that signal
+With several targets, the highest of their exit codes is returned.
+With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
 
 
 def _complain(message: str, *further: str) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:  # a process may be started without
-            print(f"dicom-echo: {_printable(message)}", *map(_printable, further), sep="\n", file=sys.stderr)
+            for line in (f"dicom-echo: {message}", *further):
+                print(_encodable(_printable(line), sys.stderr), file=sys.stderr)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="dicom-echo", usage="%(prog)s [OPTIONS] HOST [HOST ...]", description=_DESCRIPTION,
-                     epilog=_EPILOG, add_help=False, allow_abbrev=False)  # fmt: skip
-    for title, fill in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        fill(functools.partial(_add, group), group)
-    return parser
+def _unknown(why: str) -> int:
+    """What a monitoring system is told where there is no result."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, but the exit code tells it too
+        print(_encodable(f"DICOM ECHO UNKNOWN - {_plugin_line(why)}", sys.stdout), flush=True)
+    return _State.UNKNOWN
 
 
-def _add(group: argparse._ArgumentGroup, *flags: str, **how: Any) -> None:
-    """Add an option that is known by its clearest name, the second."""
-    group.add_argument(*flags, dest=flags[min(1, len(flags) - 1)].lstrip("-").replace("-", "_"), **how)
+def _encodable(text: str, stream: Any) -> str:
+    """A text without what the stream cannot encode; the stream's own settings are left as they are."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _argument(read: Callable[[str], _T]) -> Callable[[str], _T]:
     """Make argparse print why a value is refused, in our own words."""
+    from argparse import ArgumentTypeError
 
     def convert(text: str) -> _T:
         try:
             return read(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def _given(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
 def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -2608,483 +3441,640 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
         except ValueError:
             number = math.nan
         if not low <= number <= high or number == math.inf:  # `isinf` fails on whole numbers of 310 digits
-            what = "whole number" if kind is int else "number"
-            upper = "" if high == math.inf else f" and at most {high:.0f}"
-            raise ValueError(f"{text!r} is not a {what} of at least {low:g}{upper}")
+            what = "a whole number " if kind is int else ""
+            limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
+            raise ValueError(f"must be {what}{limits}, not {text!r}")
         return number
 
     return _argument(read)
 
 
-# One line for each argument would bury the options.
-# fmt: off
-def _dicom_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
-    title = _argument(_check_ae_title)
-    add("-aec", "--called", "--called-ae-title", metavar="AE", type=title, default=DEFAULT_CALLED_AE_TITLE,
-        help="AE title of the peer; wins over the one before the @ [%(default)s]")
-    add("-aet", "--calling", "--calling-ae-title", metavar="AE", type=title, default=DEFAULT_CALLING_AE_TITLE,
-        help="AE title of this client [%(default)s]")
-    add("-id", "--id", "--message-id", metavar="ID", type=_number(0, 0xFFFF, int), default=1,
-        help="message id, 0-65535; further echoes count up from it [%(default)s]")
-    add("--max-pdu", metavar="BYTES", type=_number(0, 0xFFFFFFFF, int), default=16382,
+def _server_name(text: str) -> str:
+    _check_host(text)
+    return text
+
+
+def _parser() -> Any:
+    """All arguments and options, one paragraph a group."""
+    import argparse
+    import shutil
+
+    class Parser(argparse.ArgumentParser):
+        """Ends with one line, where argparse would print the whole usage before it."""
+
+        def error(self, message: str, *further: str) -> NoReturn:
+            if self.get_default("for_nagios"):
+                raise SystemExit(_unknown("; ".join([message, *further])))
+            _complain(f"{message} (see {self.prog} --help)", *further)
+            raise SystemExit(_USAGE_ERROR)
+
+    class ShortHelp(argparse.Action):
+        """One screen."""
+
+        def __call__(self, *_: object) -> NoReturn:
+            print(_short_help())
+            raise SystemExit(0)
+
+    # fmt: off
+    width = min(80, shutil.get_terminal_size().columns)
+    parser = Parser(
+        prog="dicom-echo", usage="%(prog)s [OPTIONS] HOST [HOST ...]", description=_DESCRIPTION,
+        epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}", add_help=False, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width, max_help_position=28),
+    )
+    text = _argument(_given)
+
+    add = parser.add_argument_group("Arguments").add_argument
+    add("hosts", metavar="HOST", nargs="*",
+        help="[AE-TITLE@]HOST[:PORT]; HOST is a name, an IPv4 address or [IPv6]; PORT defaults to 104, or to 2762 "
+        "with --tls")
+
+    add = parser.add_argument_group("DICOM Options").add_argument
+    add("-aec", "--called", "--called-ae-title", dest="called", metavar="AE", type=_argument(_check_ae_title),
+        help=f"called AE title (the peer's); overrides the one in HOST [{DEFAULT_CALLED_AE_TITLE}]")
+    add("-aet", "--calling", "--calling-ae-title", dest="calling", metavar="AE", type=_argument(_check_ae_title),
+        help=f"calling AE title (ours) [{DEFAULT_CALLING_AE_TITLE}]")
+    add("-id", "--id", "--message-id", dest="id", metavar="ID", type=_number(0, 0xFFFF, int), default=1,
+        help="message ID of the first echo, 0-65535 [%(default)s]")
+    add("--max-pdu", metavar="BYTES", type=_argument(_max_pdu), default=16382,
         help="maximum PDU length to announce; 0 is unlimited [%(default)s]")
-    add("--transfer-syntax", metavar="NAME", action="append", type=_argument(_transfer_syntax),
+    add("--transfer-syntax", dest="transfer_syntaxes", metavar="NAME", action="append",
+        type=_argument(_transfer_syntax),
         help="propose implicit, explicit, deflated, big-endian or a UID; repeatable [implicit, explicit]")
-    add("--abort", action="store_true", help="end with A-ABORT instead of A-RELEASE")
+    add("--abort", action="store_true", help="end the association with A-ABORT instead of A-RELEASE")
 
+    add = parser.add_argument_group("User Identity Options").add_argument
+    add("--user", metavar="NAME", type=text, help="present this user name; its password, if any, is in "
+        "DICOM_ECHO_PASSWORD or --password-file")
+    add("--password-file", metavar="FILE", type=text, help="read the password from FILE; - is standard input")
+    add("--jwt-file", metavar="FILE", type=text, help="present the JSON Web Token in FILE")
+    add("--saml-file", metavar="FILE", type=text, help="present the SAML assertion in FILE")
+    add("--kerberos-file", metavar="FILE", type=text, help="present the Kerberos service ticket in FILE")
 
-def _network_options(add: Callable[..., None], group: argparse._ArgumentGroup) -> None:
-    add("-t", "--timeout", metavar="SECONDS", type=_number(0.001, _LONGEST, float), default=_DEFAULT_TIMEOUT,
-        help="limit for the whole echo [%(default)g]")
-    either = functools.partial(group.add_mutually_exclusive_group().add_argument, dest="family", action="store_const")
-    either("-4", const=socket.AF_INET, default=socket.AF_UNSPEC, help="IPv4 only")
-    either("-6", const=socket.AF_INET6, help="IPv6 only")
-    add("--source", metavar="ADDRESS", help="connect from this IP address of this host")
-    add("--tls", action="store_true", help="speak TLS 1.2 or later, and verify the certificate of the peer")
-    add("--cacert", metavar="FILE", help="trust the certificates in this PEM file, not those of the system")
-    add("--cert", metavar="FILE", help="client certificate, PEM")
-    add("--key", metavar="FILE", help="key of the client certificate, PEM, if it is not in the same file")
-    add("-k", "--insecure", action="store_true", help="do not verify the certificate of the peer")
-    add("--server-name", metavar="NAME", help="name to expect in the certificate of the peer [HOST]")
+    group = parser.add_argument_group("Network Options")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    add("-t", "--timeout", metavar="SECONDS", type=_number(0.001, _MAX_SECONDS, float),
+        help=f"time limit for a whole echo [{_DEFAULT_TIMEOUT:g}]")
+    either("-4", dest="family", action="store_const", const=socket.AF_INET, default=socket.AF_UNSPEC, help="IPv4 only")
+    either("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
+    add("--source", metavar="ADDRESS", type=text, help="local IP address to connect from")
+    add("--tls", action="store_true", help="use TLS 1.2 or later and verify the peer's certificate")
+    add("--cacert", metavar="FILE|DIR", type=text,
+        help="trust the CA certificates in this PEM file or directory instead of the system's")
+    add("--cert", metavar="FILE", type=text, help="client certificate (PEM)")
+    add("--key", metavar="FILE", type=text, help="private key (PEM), if not in --cert")
+    add("--key-password-file", metavar="FILE", type=text,
+        help="read the pass phrase of the key from FILE (or set DICOM_ECHO_KEY_PASSWORD)")
+    add("--ciphers", metavar="LIST", type=text, help="ciphers to propose, in OpenSSL's words")
+    add("-k", "--insecure", action="store_true", help="do not verify the peer's certificate; only for diagnosis")
+    add("--server-name", dest="server_hostname", metavar="NAME", type=_argument(_server_name),
+        help="name expected in the peer's certificate (and sent as SNI) [HOST]")
 
-
-def _repeat_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
-    add("-c", "--count", metavar="N", type=_number(0, math.inf, int), default=1,
-        help="echoes to each target; 0 is until interrupted [%(default)s]")
-    add("-i", "--interval", metavar="SECONDS", type=_number(0, _LONGEST, float), default=1.0,
-        help="from the start of an echo to that of the next [%(default)g]")
+    add = parser.add_argument_group("Repeat and Fleet Options").add_argument
+    add("-c", "--count", metavar="N", type=_number(0, math.inf, int),
+        help="send N echoes to each target; 0: until interrupted [1]")
+    add("-i", "--interval", metavar="SECONDS", type=_number(0, _MAX_SECONDS, float),
+        help="seconds between the starts of two echoes [1]")
     add("--reuse", action="store_true", help="send all echoes over one association")
-    add("--wait", metavar="SECONDS", type=_number(0, _LONGEST, float),
-        help="try again until Success, for so long at most")
-    add("-T", "--targets", metavar="FILE", action="append", default=[],
-        help="read addresses from FILE, one a line, with ' # label' behind it or without; - is standard input")
+    add("--wait", metavar="SECONDS", type=_number(0, _MAX_SECONDS, float),
+        help="retry until Success, for at most SECONDS")
+    add("-T", "--targets", metavar="FILE", action="append", default=[], type=text,
+        help="read targets from FILE, one per line, optionally followed by ' # label'; - is standard input")
     add("-j", "--jobs", metavar="N", type=_number(1, 10000, int),
-        help=f"targets to ask at the same time [{_DEFAULT_JOBS}]")
+        help=f"ask up to N targets in parallel [{_DEFAULT_JOBS}]")
 
-
-def _output_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
-    add("-q", "--quiet", action="store_true", help="print nothing: the exit code tells")
-    add("-v", "--verbose", action="store_true", help="add the timeline, and what the peer said of itself")
-    add("-d", "--debug", action="store_true",
-        help="add to -v, on standard error, every PDU sent and received, decoded and as hex")
+    add = parser.add_argument_group("Output Options").add_argument
+    add("-q", "--quiet", action="store_true", help="print nothing; use the exit code")
+    add("-v", "--verbose", action="store_true", help="show the time of each phase and the peer's details")
+    add("-d", "--debug", action="store_true", help="like -v, and print every PDU on standard error")
     add("--format", choices=["text", "json", "nagios", "prometheus"], default="text", metavar="FORMAT",
         help="text, json, nagios or prometheus [%(default)s]")
     add("--warning", metavar="MS", type=_number(0, math.inf, float), help="nagios: WARNING if the echo takes longer")
     add("--critical", metavar="MS", type=_number(0, math.inf, float), help="nagios: CRITICAL if the echo takes longer")
-    add("--output", metavar="FILE", help="write to FILE, which is replaced as a whole at the end")
+    add("--warning-cert", metavar="DAYS", type=_number(0, math.inf, float),
+        help="nagios: WARNING if the peer's certificate expires sooner")
+    add("--critical-cert", metavar="DAYS", type=_number(0, math.inf, float),
+        help="nagios: CRITICAL if the peer's certificate expires sooner")
+    add("--output", metavar="FILE", type=text, help="write results to FILE, replacing it atomically")
     add("--color", choices=["auto", "always", "never"], default="auto", metavar="WHEN",
-        help="auto, always or never; auto is on a terminal, and as NO_COLOR and FORCE_COLOR say [%(default)s]")
+        help="auto, always or never; auto honours NO_COLOR and FORCE_COLOR [%(default)s]")
+
+    add = parser.add_argument_group("Other Options").add_argument
+    add("--self-test", action="store_true", help="start a temporary local peer and echo it")
+    add("-V", "--version", action="store_true", help="print versions; with -v, list the archive's contents")
+    add("-h", action=ShortHelp, nargs=0, help="print a short help")
+    add("--help", action="help", help="print this help")
+    # fmt: on
+    return parser
 
 
-def _other_options(add: Callable[..., None], _group: argparse._ArgumentGroup) -> None:
-    add("--self-test", action="store_true", help="start a peer on this host and echo that")
-    add("-V", "--version", action="store_true", help="print the versions of all parts; with -v, what is in the archive")
-    add("-h", "--help", action="help", help="print this help")
+def _short_help() -> str:
+    return f"""\
+usage: dicom-echo [OPTIONS] HOST [HOST ...]
+
+{_DESCRIPTION}
+
+  HOST                [AE-TITLE@]HOST[:PORT]
+  -aec AE, -aet AE    called AE title (the peer's), calling AE title (ours)
+  -t SECONDS          time limit for a whole echo [{_DEFAULT_TIMEOUT:g}]
+  --tls               use TLS and verify the peer's certificate
+  -c N, -i SECONDS    send N echoes (0: until interrupted), at this interval
+  --wait SECONDS      retry until Success
+  -T FILE             many targets, one per line
+  -v, -d              show times and details; show every PDU
+  --format FORMAT     text, json, nagios or prometheus
+  --self-test         start a temporary local peer and echo it
+  --help              everything else
+
+{_EXAMPLES}
+
+exit codes: 0 Success, 1 another answer, 2 wrong usage, 3 no answer"""
 
 
-def _arguments(_add: Callable[..., None], group: argparse._ArgumentGroup) -> None:
-    group.add_argument("hosts", metavar="HOST", nargs="*",
-                       help="[AE-TITLE@]HOST[:PORT]: a name, an IPv4 address or [IPv6]; "
-                            "without PORT it is 104, or 2762 with --tls")
-# fmt: on
-
-
-_GROUPS = {
-    "Arguments": _arguments,
-    "DICOM Options": _dicom_options,
-    "Network Options": _network_options,
-    "Repeat and Fleet Options": _repeat_options,
-    "Output Options": _output_options,
-    "Options": _other_options,
-}
-
-
-def _versions(verbose: bool) -> Iterator[str]:
-    """Of this tool and what it stands on; verbose, what the archive that it runs from has inside."""
-    from importlib import metadata
-
-    def version(name: str) -> str:
-        try:
-            return f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            return f"{name} not installed"
-
-    python = ".".join(map(str, sys.version_info[:3]))
-    yield f"dicom-echo {__version__} ({version('pynetdicom')}, {version('pydicom')}, Python {python})"
-    if verbose and (build := _build()):
-        yield f"build {build['build_id']}, with bytecode for {', '.join(build['bytecode'])}"
-        yield from (f"contains {name} {number}" for name, number in build["contents"].items())
-
-
-def _build() -> dict[str, Any] | None:
-    """What packaging/build_pyz.py has put down beside this module, in an archive."""
-    try:
-        loader: Any = __spec__.loader
-        facts: dict[str, Any] = json.loads(loader.get_data(str(Path(__file__).with_name("dicom_echo_build.json"))))
-    except (OSError, AttributeError):
-        return None
-    return facts
-
-
-def _options(args: argparse.Namespace) -> Options:
-    """The keyword options of the verbs as the command line has them."""
-    return Options(
-        timeout=args.timeout,
-        family=args.family,
-        source=args.source,
-        tls=_tls_context(args) if args.tls else None,
-        server_hostname=args.server_name,
-        max_pdu=args.max_pdu,
-        transfer_syntaxes=args.transfer_syntax or ("implicit", "explicit"),
-        abort=args.abort,
-    )
-
-
-def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
-    """TLS as PS3.15 B.12 wants it (BCP 195): 1.2 or later, the peer verified unless told otherwise."""
-    import ssl
-
-    try:
-        context = ssl.create_default_context(cafile=args.cacert)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if args.insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if args.cert:
-            context.load_cert_chain(args.cert, args.key)
-    except OSError as error:
-        files = ", ".join(file for file in (args.cacert, args.cert, args.key) if file)
-        why = "what is wanted in PEM is not in it" if isinstance(error, ssl.SSLError) else _reason(error)
-        raise ValueError(f"cannot use {files}: {why}") from None
-    return context
-
-
-def _style(choice: str, stream: TextIO) -> _Style:
-    """Fit a report to the stream: never a character that it cannot encode, nor a row that is wider."""
-    terminal = stream.isatty()
-    wanted = (terminal or bool(os.environ.get("FORCE_COLOR"))) and not os.environ.get("NO_COLOR")
-    colour = choice == "always" or (choice == "auto" and wanted)
-    if colour and os.name == "nt":
-        os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width = shutil.get_terminal_size().columns if terminal else None
-    try:
-        "".join(symbol for symbol, _ in _SYMBOLS.values()).encode(stream.encoding or "ascii")
-    except (UnicodeError, LookupError):
-        return _Style(colour, False, width)
-    return _Style(colour, True, width)
-
-
-def _report(args: argparse.Namespace, targets: Sequence[_Request], stream: TextIO) -> _Report:
-    """The format asked for."""
-    repeated = args.count != 1
-    fleet = len(targets) > 1 or bool(args.targets)  # a file of one line, too: who reads the report expects it
-    if args.quiet:
-        return _Report()
-    if args.format == "json":
-        return _JSONLines(summary=repeated or fleet)
-    if args.format == "nagios":
-        return _Nagios(len(targets), _Thresholds(args.warning, args.critical))
-    if args.format == "prometheus":
-        return _Prometheus(len(targets))
-    style, verbose = _style(args.color, stream), args.verbose or args.debug
-    if fleet:
-        return _Table(style, verbose, targets, repeated)
-    return _Repeated(style, verbose, targets[0]) if repeated else _Single(style, verbose)
-
-
-class _Named(NamedTuple):
-    """A target as somebody wrote it down."""
-
-    where: str
-    address: str
-    label: str | None = None
-
-
-def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
-    """All peers of the command line and of the files; all that is wrong with them at once."""
-    named = [_Named("argument HOST", host) for host in args.hosts]
-    named += [each for file in args.targets for each in _read_targets(file)]
-    found, wrong = [], []
-    for where, text, label in named:
-        try:
-            request = _Request.make(parse_address(text), args.called, args.calling, **options)
-            found.append(replace(request, label=label) if label else request)
-        except AddressError as error:
-            wrong.append(f"{where}: {error}")
-    if wrong:
-        raise ValueError(*wrong) if not args.targets else ValueError("bad addresses, so nothing was sent", *wrong)
-    return found
-
-
-def _read_targets(file: str) -> list[_Named]:
-    found = []
-    for number, line in enumerate(_read(file).splitlines(), 1):
-        address, label, *_ = *map(str.strip, re.split(r"\s#(?:\s|$)", line, maxsplit=1)), ""
-        if address and not address.startswith("#"):
-            found.append(_Named(f"{file}:{number}", address, label or None))
-    if not found:
-        raise ValueError(f"{file} holds no address")
-    return found
-
-
-def _read(file: str) -> str:
-    """A text without the mark that Windows likes to put before it."""
-    if file == "-" and sys.stdin is None:  # a process may be started without
-        raise ValueError("cannot read -: standard input is closed")
-    try:
-        if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8")  # as in a file, whatever the console has
-        return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).removeprefix("\ufeff")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {_reason(error)}") from None
-
-
-def _exit_code(result: EchoResult) -> _Exit:
-    if result.ok:
-        return _Exit.OK
-    heard = ("status", "rejected", "not-supported", "aborted", "protocol")
-    return _Exit.FAILED if result.kind in heard else _Exit.NO_ANSWER
+def _max_pdu(text: str) -> int:
+    if not text.isdecimal() or not (int(text) == 0 or 16 <= int(text) < 1 << 32):
+        raise ValueError(f"must be 0 (unlimited) or between 16 and 4294967295, not {text!r}")
+    return int(text)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what does not go together: an option that would do nothing is a mistake."""
+    """Refuse what cannot be combined: an option that would do nothing is a mistake."""
+    limits = [args.warning, args.critical, args.warning_cert, args.critical_cert]
+    tls_only = (args.cacert, args.cert, args.key, args.key_password_file, args.ciphers, args.server_hostname)
+    identities = [args.user, args.jwt_file, args.saml_file, args.kerberos_file]
+    inputs = [*args.targets, args.password_file, *identities[1:], args.key_password_file]
     rules = [
-        (args.self_test and (args.hosts or args.targets), "--self-test takes no HOST"),
-        (args.self_test and args.tls, "--self-test goes without --tls"),
+        (args.self_test and (args.hosts or args.targets), "--self-test cannot be combined with HOST"),
+        (args.self_test and args.tls, "--self-test cannot be combined with --tls"),
         (not (args.self_test or args.hosts or args.targets), f"no HOST given; expected {_FORM}"),
-        (args.quiet and (args.format == "nagios" or args.output), "--quiet goes without --output and --format nagios"),
-        (args.wait is not None and (args.count != 1 or args.reuse), "--wait goes without --count and --reuse"),
-        (args.reuse and args.count == 1, "--reuse goes with --count"),
-        (args.format != "nagios" and (args.warning, args.critical) != (None, None),
-         "--warning and --critical go with --format nagios"),
-        (not args.tls and (args.cacert or args.cert or args.key or args.insecure or args.server_name),
-         "--cacert, --cert, --key, --insecure and --server-name go with --tls"),
-        (args.key and not args.cert, "--key goes with --cert"),
+        (args.quiet and (args.format != "text" or args.output or args.verbose),
+         "--quiet cannot be combined with --verbose, --format and --output"),
+        (args.verbose and args.format != "text", "--verbose cannot be combined with --format"),
+        (args.wait is not None and (args.count is not None or args.reuse),
+         "--wait cannot be combined with --count and --reuse"),
+        (args.reuse and args.count in (None, 1), "--reuse requires --count"),
+        (args.interval is not None and args.count in (None, 1), "--interval requires --count"),
+        (args.jobs is not None and not args.targets and len(args.hosts) == 1, "--jobs requires several targets"),
+        (args.count == 0 and args.format in ("nagios", "prometheus"),
+         f"--count 0 cannot be combined with --format {args.format}"),
+        (args.format != "nagios" and limits != [None] * 4,
+         "--warning, --critical, --warning-cert and --critical-cert require --format nagios"),
+        (None not in limits[:2] and args.warning > args.critical, "--warning must not be above --critical"),
+        (None not in limits[2:] and args.warning_cert < args.critical_cert,
+         "--warning-cert must not be below --critical-cert"),
+        (not args.tls and (any(tls_only) or args.insecure or limits[2:] != [None] * 2),
+         "--cacert, --cert, --key, --key-password-file, --ciphers, --insecure, --server-name, --warning-cert and "
+         "--critical-cert require --tls"),
+        (args.key and not args.cert, "--key requires --cert"),
+        (args.key_password_file and not args.cert, "--key-password-file requires --cert"),
+        (args.insecure and args.cacert, "--insecure cannot be combined with --cacert"),
+        (sum(map(bool, identities)) > 1, "--user, --jwt-file, --saml-file and --kerberos-file exclude each other"),
+        (args.password_file and not args.user, "--password-file requires --user"),
+        (inputs.count("-") > 1, "standard input can be read only once"),
     ]  # fmt: skip
     for broken, rule in rules:
         if broken:
             raise ValueError(rule)
+    from importlib.util import find_spec
+
+    if find_spec("pynetdicom") is None:
+        raise ValueError("pynetdicom is not installed: pip install pynetdicom, or use dicom-echo.pyz")
+
+
+def _versions(verbose: bool) -> Iterator[str]:
+    """Versions of the tool and its dependencies; verbose, what the archive that it runs from contains."""
+    from importlib import metadata
+
+    parts = []
+    for name in ("pynetdicom", "pydicom"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            parts.append(f"{name} {metadata.version(name)}")
+    yield f"dicom-echo {__version__} ({', '.join([*parts, 'Python ' + '.'.join(map(str, sys.version_info[:3]))])})"
+    if verbose:
+        import json
+
+        with contextlib.suppress(OSError, AttributeError):  # what packaging/build_pyz.py puts beside this module
+            loader: Any = __spec__.loader
+            build = json.loads(loader.get_data(os.path.join(os.path.dirname(__file__), "dicom_echo_build.json")))
+            yield f"build {build['build_id']}, with bytecode for {', '.join(build['bytecode'])}"
+            yield from (f"contains {name} {number}" for name, number in build["contents"].items())
+
+
+# Ciphers as Python has them from 3.10 on, so that 3.9, and builds with a default of their own, agree. They are those of
+# BCP 195 (PS3.15 B.12, B.13) and some more; the level refuses keys of less than 112 bits of security.
+_CIPHERS = "@SECLEVEL=2:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+_PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which Python 3.9 has no name for
+
+
+def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
+    """TLS as PS3.15 B.12 wants it (BCP 195): 1.2 or later, the peer verified unless told otherwise.
+
+    Everything is set here, and nothing left to `ssl.create_default_context`, whose settings differ between Pythons.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A CA or the peer's own certificate is an anchor, whether it is self-signed or not; no more than that is lenient.
+    context.verify_flags = ssl.VerifyFlags(ssl.VERIFY_X509_TRUSTED_FIRST | _PARTIAL_CHAIN)
+    context.set_ciphers(_CIPHERS)
+    if args.ciphers is not None:
+        try:
+            context.set_ciphers(args.ciphers)
+        except (ssl.SSLError, ValueError):
+            raise ValueError(f"--ciphers: no cipher known to {ssl.OPENSSL_VERSION} in {args.ciphers!r}") from None
+    context.check_hostname = False  # `_check_names` does it
+    if args.insecure:
+        context.verify_mode = ssl.CERT_NONE
+    elif args.cacert is None:
+        context.load_default_certs()
+    else:
+        _load_authorities(context, args.cacert)
+    if args.cert is not None:
+        password = os.environ.get("DICOM_ECHO_KEY_PASSWORD", "").encode("utf-8", "surrogateescape") or None
+        password = _secret(args.key_password_file) if args.key_password_file else password
+        _load_certificate(context, args.cert, args.key or args.cert, password)
+    vars(context)["_dicom_echo"] = _OwnTLS(has_certificate=args.cert is not None, checks_names=not args.insecure)
+    return context
+
+
+def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
+    """Trust the CA certificates of a file, or of all files of a directory, whatever their names."""
+    import ssl
+    from pathlib import Path
+
+    file = Path(cacert)
+    try:
+        files = [file]
+        if file.is_dir():
+            files = [each for each in sorted(file.iterdir()) if each.is_file() and _has_pem(each, "CERTIFICATE")]
+            if not files:
+                raise ValueError(f"cannot use {file}: no file in it contains a certificate in PEM format")
+        for file in files:
+            context.load_verify_locations(file)
+    except ssl.SSLError:
+        damaged = _has_pem(file, "CERTIFICATE")
+        why = "a certificate in it is damaged" if damaged else "contains no certificate in PEM format"
+        raise ValueError(f"cannot use {file}: {why}") from None
+    except OSError as error:
+        raise ValueError(f"cannot use {error.filename or file}: {_reason(error)}") from None
+
+
+def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: bytes | None) -> None:
+    """Load the client certificate and its key. OpenSSL has no words for most of what may be wrong: find out."""
+    import ssl
+
+    encrypted = False
+
+    def pass_phrase() -> bytes:
+        nonlocal encrypted
+        encrypted = True
+        if password is None:  # OpenSSL itself would ask at the terminal, and wait
+            raise ValueError(
+                f"cannot use {key}: the key is encrypted: --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
+            )
+        return password
+
+    try:
+        context.load_cert_chain(cert, key, pass_phrase)
+        return
+    except ssl.SSLError as error:
+        reason = error.reason or ""
+    except OSError as error:  # which does not say of which file
+        file = key if os.access(cert, os.R_OK) and not os.path.isdir(cert) else cert
+        raise ValueError(f"cannot use {file}: {_reason(error)}") from None
+    if "KEY_TOO_SMALL" in reason:
+        why = f"{cert}: the key of a certificate is too weak (RSA needs 2048 bits)"
+    elif "MD_TOO_WEAK" in reason:
+        why = f"{cert}: the signature of a certificate is too weak (MD5 or SHA-1)"
+    elif not _has_pem(cert, "CERTIFICATE"):
+        why = f"{cert}: contains no certificate in PEM format"
+    elif not _has_pem(key, "PRIVATE KEY"):
+        why = f"{key}: contains no private key in PEM format"
+    elif "MISMATCH" in reason or reason == "NO_CERTIFICATE_ASSIGNED":
+        why = f"{key}: the key does not belong to the certificate in {cert}"
+    elif encrypted:
+        why = f"{key}: the pass phrase is not that of the key"
+    else:
+        why = f"{', '.join(dict.fromkeys((cert, key)))}: a certificate or key is damaged"
+    raise ValueError(f"cannot use {why}")
+
+
+def _has_pem(file: Any, what: str) -> bool:
+    """Whether a file has something in it that says it is a certificate, or a key, in PEM (RFC 7468)."""
+    with open(file, "rb") as stream:
+        return re.search(rb"-----BEGIN [A-Z0-9 ]*" + what.encode() + b"-----", stream.read()) is not None
+
+
+def _identity(args: argparse.Namespace) -> Identity | None:
+    """The user identity, whose secrets are read from files or the environment: a command line is no secret."""
+    if args.user:
+        password = os.environ.get("DICOM_ECHO_PASSWORD")
+        if args.password_file:
+            password = _secret(args.password_file).decode("utf-8", "surrogateescape")
+        return Identity(user=args.user, password=password)
+    for kind in ("jwt", "saml", "kerberos"):
+        if file := getattr(args, f"{kind}_file"):
+            identity: dict[str, Any] = {kind: _secret(file)}
+            return Identity(**identity)
+    return None
+
+
+def _secret(file: str) -> bytes:
+    """A secret without the end of its line."""
+    secret = _read(file).rstrip(b"\r\n")
+    if not secret:
+        raise ValueError(f"{file} is empty")
+    return secret
+
+
+def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
+    """All peers of the command line and of the files; all that is wrong with them at once."""
+    named: list[tuple[str, str, str | None]] = [("argument HOST", host, None) for host in args.hosts]
+    wrong: list[str] = []
+    for file in args.targets:
+        named += _read_targets(file, wrong)
+    found = []
+    for where, text, label in named:
+        try:
+            address = parse_address(text)
+            title = args.called or address.ae_title or DEFAULT_CALLED_AE_TITLE
+            address = address._replace(ae_title=None) if args.called else address
+            found.append(_Request.make(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
+        except AddressError as error:
+            wrong.append(f"{where}: {error}")
+    if wrong:
+        raise ValueError(*wrong) if not args.targets else ValueError("invalid addresses; nothing was sent", *wrong)
+    return found
+
+
+def _read_targets(file: str, wrong: list[str]) -> list[tuple[str, str, str | None]]:
+    """Where an address stands, the address, and its label; what is no text is added to ``wrong``."""
+    data, found = _read(file), []
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            text = data.decode("utf-16")
+        except UnicodeError:
+            raise ValueError(f"cannot read {file}: it begins as UTF-16 but is none; save it as UTF-8") from None
+    else:
+        text = data.decode("utf-8", "surrogateescape")
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        where = f"{file}:{number}"
+        address, label, *_ = *map(str.strip, re.split(r"\s#", line.strip("\ufeff"), maxsplit=1)), ""
+        if not address or address.startswith("#"):
+            continue
+        if undecoded := re.search("[\udc80-\udcff]", address):
+            wrong.append(f"{where}: byte {ord(undecoded[0]) - 0xDC00:02X}H is not UTF-8; save the file as UTF-8")
+        elif "#" in address.rpartition("@")[2]:
+            wrong.append(f'{where}: a label needs a space before its "#"')
+        else:
+            label = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            found.append((where, address, label or None))
+    if not found and not wrong:
+        raise ValueError(f"{file} contains no addresses")
+    return found
+
+
+def _read(file: str) -> bytes:
+    try:
+        if file != "-":
+            with open(file, "rb") as stream:
+                return stream.read()
+        if sys.stdin is None:  # a process may be started without
+            raise ValueError("standard input is closed")
+        binary = getattr(sys.stdin, "buffer", None)  # an application may have put something else there
+        return bytes(binary.read()) if binary else str(sys.stdin.read()).encode("utf-8", "surrogateescape")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {_reason(error)}") from None
+
+
+def _jobs(wanted: int | None, targets: int) -> int:
+    """How many targets to ask in parallel: as many as wanted, or as the system has room for."""
+    jobs = min(wanted or _DEFAULT_JOBS, targets)
+    if sys.platform == "win32":
+        return min(jobs, 500)  # its select takes 512 sockets
+    if jobs == 1:
+        return jobs
+    import resource
+
+    needed = jobs + 64  # the rest of the process has files open too
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if resource.RLIM_INFINITY != soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if wanted and allowed < needed:
+        raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
+    return max(1, allowed - 64)
+
+
+_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr)|/(?:dev|proc/(?:self|\d+))/fd/(\d+)")
 
 
 @contextlib.contextmanager
 def _output(file: str | None) -> Iterator[TextIO]:
-    """Standard output, or a new file that takes the place of the old one when it is whole."""
+    """Standard output, or a file that takes the place of an old one when it is whole."""
+    import io
+
     if file is None or file == "-":
         yield sys.stdout or io.StringIO()  # a process may be started without
         return
-    final = Path(file).resolve()
-    replaces = not final.exists() or final.is_file()  # a pipe or a device is written to
-    draft = final.with_name(f".{final.name}.{os.urandom(4).hex()}.tmp") if replaces else final
+    final = os.path.realpath(file)
+    replaces = not os.path.exists(final) or os.path.isfile(final)
+    draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
-        stream = draft.open("x" if replaces else "w", encoding="utf-8")
+        if named := _DESCRIPTOR.fullmatch(file):  # one of our own: another opening of it would begin at its start
+            replaces = False
+            number = named[2] or ("stdin", "stdout", "stderr").index(named[1])
+            stream = open(os.dup(int(number)), "w", encoding="utf-8")  # noqa: SIM115
+        elif not replaces:  # a pipe or a device; a pipe that nobody reads must not be waited for
+            flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)
+            stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
+            if hasattr(os, "set_blocking"):
+                os.set_blocking(stream.fileno(), True)
+        else:
+            _check_folder(os.path.dirname(final), final)
+            stream = open(draft, "x", encoding="utf-8")  # noqa: SIM115
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot write {file}: {_reason(error)}") from None
+        no_reader = isinstance(error, OSError) and error.errno == errno.ENXIO
+        why = "nobody reads it" if no_reader else _reason(error)
+        raise ValueError(f"cannot write {file}: {why}") from None
     try:
         with stream:
             yield stream
-        if replaces and (draft.stat().st_size or not final.exists()):  # what was interrupted may have nothing to say
-            draft.replace(final)
+        if replaces and (os.path.getsize(draft) or not os.path.exists(final)):  # an interrupted run may have nothing
+            if os.path.exists(final):
+                with contextlib.suppress(OSError):  # those of the file that is replaced, as far as they may be given
+                    old = os.stat(final)
+                    os.chmod(draft, old.st_mode & 0o7777)
+                    os.chown(draft, -1, old.st_gid)
+                    os.chmod(draft, old.st_mode & 0o7777)  # which a change of the group may have taken away
+            os.replace(draft, final)
     finally:
         if replaces:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
 
 
-def _jobs(wanted: int | None, targets: int) -> int:
-    """How many targets to ask at once."""
-    jobs = min(wanted or _DEFAULT_JOBS, targets)
-    if jobs == 1 or (allowed := _allow_files(jobs + 64)) is None:  # the rest of the process has files open too
-        return jobs
-    if wanted:
-        raise ValueError(f"--jobs {jobs} needs {jobs + 64} open files, but the system allows {allowed}")
-    return max(1, allowed - 64)
+def _check_folder(folder: str, file: str) -> None:
+    """Tell before the first echo that a file cannot be put there, and by the name of the folder."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}")
+    status = os.stat(folder)
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    sticky = status.st_mode & 0o1000 and os.path.exists(file) and user not in (0, status.st_uid, os.stat(file).st_uid)
+    if not os.access(folder, os.W_OK | os.X_OK) or sticky:
+        raise ValueError(f"this user may not replace files in {folder}")
 
 
-def _allow_files(number: int) -> int | None:
-    """Raise this process's own limit of open files as far as needed; return the system's where that is too low."""
-    if sys.platform != "win32":  # which has no such limit
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        possible = number if hard == resource.RLIM_INFINITY else min(number, hard)
-        if resource.RLIM_INFINITY != soft < possible:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-        if possible < number:
-            return possible
-    return None
-
-
-class _Conductor:
-    """Prints what happens as it happens, and keeps the worst exit code."""
-
-    def __init__(self, report: _Report, stream: TextIO, targets: int, show_progress: bool, signals: _Signals) -> None:
-        self.code: int = _Exit.OK
-        self._signals = signals
-        self._report = report
-        self._stream = stream
-        self._targets = targets
-        self._finished = 0
-        self._everything = _Statistics()
-        self._under_way: dict[tuple[str, int], _Echoed] = {}  # targets, each with its last echo so far
-        self._show_progress = show_progress and targets > 1 and bool(sys.stderr and sys.stderr.isatty())
-
-    def conduct(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
-        self._follow(events)
-        self._print(self._report.closing(self._everything, list(self._under_way.values())))
-
-    def _follow(self, events: Generator[_Echoed | _Finished, None, None]) -> None:
-        try:
-            with self._signals.unwrapped(), contextlib.closing(events):
-                self._print(self._report.opening())
-                self._progress(f"0 of {self._targets} done")
-                for event in events:
-                    with self._signals.held():
-                        self._take(event)
-        except KeyboardInterrupt as interruption:
-            self._signals.heard()
-            self.code = _interrupted(interruption)
-        self._progress("")
-
-    def _take(self, event: _Echoed | _Finished) -> None:
-        if isinstance(event, _Echoed):
-            self._everything.add(event.result)
-            self.code = max(self.code, _exit_code(event.result))
-            self._under_way[event.target.endpoint] = event
-            self._print(self._report.echoed(event))
-        else:
-            self._finished += 1
-            self._print(self._report.finished(self._under_way.pop(event.target.endpoint)))
-            self._progress(f"{self._finished} of {self._targets} done, {self._everything.sent} echoes sent")
-
-    def _print(self, lines: Iterator[str]) -> None:
-        for line in lines:
-            self._progress("")
-            print(line, file=self._stream, flush=True)
-
-    def _progress(self, text: str) -> None:
-        if self._show_progress:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+def _report(args: argparse.Namespace, tally: _Tally, style: _Style) -> Iterator[str]:
+    """The format asked for."""
+    repeated = args.count not in (None, 1)
+    fleet = len(tally.targets) > 1 or bool(args.targets)  # a file of one line, too: who reads the report expects it
+    if args.quiet:
+        return _no_text(tally)
+    if args.format == "json":
+        return _json_lines(tally, summary=repeated or fleet)
+    if args.format == "nagios":
+        return _nagios(tally, _thresholds(args))
+    if args.format == "prometheus":
+        return _prometheus(tally)
+    if fleet:
+        return _table(tally, style, repeated, args.count == 0)
+    return _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
 
 
-def _unwritten(error: OSError) -> _Exit:
-    """Nobody reads any more, which is all right, or nobody can."""
+def _thresholds(args: argparse.Namespace) -> _Thresholds:
+    return _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """An application may have put anything in the place of a stream; TERM=dumb is none that lines can be changed on."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def _style(choice: str, verbose: bool, stream: Any) -> _Style:
+    """Fit a report to the stream: never a character that it cannot encode."""
+    terminal = _is_terminal(stream)
+    wanted = (terminal or bool(os.environ.get("FORCE_COLOR"))) and not os.environ.get("NO_COLOR")
+    colour = choice == "always" or (choice == "auto" and wanted)
+    if colour and os.name == "nt":
+        os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
+    width, height = None, 0
+    if terminal:
+        import shutil
+
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            width, height = os.get_terminal_size(stream.fileno())
+        width = int(os.environ.get("COLUMNS") or 0) if os.environ.get("COLUMNS", "").isdecimal() else width
+        width = width or shutil.get_terminal_size().columns
+    symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
+    try:
+        encodable = bool(_encodable(symbols, stream) == symbols)
+    except LookupError:
+        encodable = False
+    return _Style(colour, encodable, verbose, width, height)
+
+
+def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
+    """Whether a line that is written over again would be seen, and spoil nothing: not what a pipe's reader prints."""
+    import stat
+
+    if args.quiet or args.debug or not _is_terminal(sys.stderr):
+        return False
+    if _is_terminal(stream):
+        return bool(args.count != 0)  # a table that is kept up to date shows it all
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _progress(tally: _Tally) -> str:
+    """What is being waited for."""
+    name = next(iter(tally.under_way.copy()), tally.targets[0]).target
+    if len(tally.targets) == 1:
+        return f"waiting for {name} …"
+    return f"{tally.finished} of {len(tally.targets)} done, waiting for {name} …"
+
+
+def _unwritten(error: Exception) -> int:
+    """A broken pipe is fine; any other write error is reported."""
     if isinstance(error, BrokenPipeError):
-        return _Exit.OK
+        return 0
     _complain(f"cannot write the results: {_reason(error)}")
-    return _Exit.USAGE
+    return _USAGE_ERROR
 
 
-def _flush() -> _Exit:
-    """Let go what cannot be written: Python would complain of it at its exit."""
-    code = _Exit.OK
+def _flush() -> int:
+    """Flush; point a broken stream at devnull so that exit is quiet."""
+    code = 0
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # a process may be started without
                 stream.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (OSError, ValueError, AttributeError) as error:
+            if not isinstance(error, OSError):
+                continue  # closed, or an application's own
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = _unwritten(error) if stream is sys.stdout else code
     return code
 
 
-class _Interrupted(KeyboardInterrupt):
-    """SIGINT. Once a plain KeyboardInterrupt has left a text that `exec` runs, Python ends itself by the signal."""
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: ends the run as Ctrl-C does, but for the exit code."""
-
-
 class _Signals:
-    """SIGINT and SIGTERM: raised at once, but not between printing an echo and counting it.
-
-    What is raised in a destructor or in a weak reference's callback is lost. So it is raised again until it is heard.
-    """
+    """SIGINT, SIGTERM and SIGHUP end the stream of results; a second one does what it would have done without us."""
 
     def __init__(self) -> None:
-        self._holding = False
-        self._asked: KeyboardInterrupt | None = None
-        self._alarm_before: Any = None  # while the reminder is on
+        self.number = 0
+        self.stream: _Stream | None = None  # None: not begun
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
 
-    @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        hook = sys.unraisablehook
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:  # as in a job that a shell has put into the background
-                signal.signal(number, self._take)
-        sys.unraisablehook = functools.partial(self._hush, hook)
+    def on_signal(self, number: int, _frame: object) -> None:
+        import signal
+
+        if not self.number:
+            self.number, self._at = number, time.monotonic()
+            if self.stream:
+                self.stream.end()
+        elif time.monotonic() - self._at > 0.1:  # sooner, it is the same one: sent to the process and to its group
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+
+    def __enter__(self) -> _Signals:
+        import signal
+
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is None or signal.getsignal(number) == signal.SIG_IGN:  # as in a job put into the background
+                continue
+            with contextlib.suppress(ValueError):  # not the main thread, or not the main interpreter
+                self._before[number] = signal.signal(number, self.on_signal) or signal.SIG_DFL  # None: not Python's
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def can_write(self, stream: Any) -> bool:
+        """Wait until the reader takes more; after an interruption no longer than a second."""
+        import select
+
+        poll: Any = getattr(select, "poll", None)  # Windows polls only sockets
         try:
-            with self.unwrapped():
-                yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
-            sys.unraisablehook = hook
-            self.heard()
-
-    def _take(self, number: int, _frame: object) -> None:
-        again = self._asked is not None  # who asks twice waits no longer
-        self._asked = _Terminated() if number == signal.SIGTERM else _Interrupted()
-        self._remind()
-        if again or not self._holding:
-            raise self._asked
-
-    def _remind(self) -> None:
-        if sys.platform != "win32" and self._alarm_before is None:  # Windows has no such reminder
-            self._alarm_before = signal.signal(signal.SIGALRM, self._insist) or signal.SIG_DFL
-            signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
-
-    def _insist(self, _number: int, _frame: object) -> None:
-        if self._asked:
-            raise self._asked
-
-    @contextlib.contextmanager
-    def unwrapped(self) -> Iterator[None]:
-        """Whatever an interruption has become on its way is one: creating a class makes a RuntimeError of it."""
-        try:
-            yield
-        except Exception:  # any: what it became depends on where it came
-            if self._asked:
-                raise self._asked from None
-            raise
-
-    def heard(self) -> None:
-        """The interruption has come to where it is dealt with."""
-        if sys.platform != "win32" and self._alarm_before is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._alarm_before)
-            self._alarm_before = None
-
-    @staticmethod
-    def _hush(hook: Callable[[Any], object], unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            hook(unraisable)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
-        if self._asked:
-            raise self._asked
-
-
-_PATIENCE = 2.0  # seconds: longer than the threads of a fleet take to end
-
-
-def _interrupted(interruption: KeyboardInterrupt) -> _Exit:
-    return _Exit.TERMINATED if isinstance(interruption, _Terminated) else _Exit.INTERRUPTED
-
-
-def _never_fail_to_encode() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            poller = poll()
+            poller.register(stream.fileno(), select.POLLOUT)
+        except (TypeError, OSError, ValueError, AttributeError):  # there is none, or no descriptor to poll
+            return True
+        waited = 0.0
+        while not poller.poll(250):
+            waited = waited + 0.25 if self.number else 0.0
+            if waited > 1.0:
+                return False
+        return True
 
 
 @contextlib.contextmanager
@@ -3101,36 +4091,76 @@ def _debugging(wanted: bool) -> Iterator[None]:
         _log.setLevel(level)
 
 
-def _run(args: argparse.Namespace, parser: _Parser, signals: _Signals) -> int:
+def _run(arguments: list[str], parser: Any) -> int:
     """Carry out what the command line says."""
+    args = parser.parse_intermixed_args(arguments)
     if args.version:
         print(*_versions(args.verbose), sep="\n")
-        return _Exit.OK
+        return 0
     with contextlib.ExitStack() as stack:
         try:
-            if importlib.util.find_spec("pynetdicom") is None:
-                raise ValueError("pynetdicom is not installed: pip install pynetdicom, or use dicom-echo.pyz")
             _check(args)
-            options = _options(args)
+            options: Options = {
+                "timeout": args.timeout or _DEFAULT_TIMEOUT,
+                "family": args.family,
+                "source": args.source,
+                "tls": _tls_context(args) if args.tls else None,
+                "server_hostname": args.server_hostname,
+                "identity": _identity(args),
+                "max_pdu": args.max_pdu,
+                "transfer_syntaxes": args.transfer_syntaxes or ("implicit", "explicit"),
+                "abort": args.abort,
+            }
             if args.self_test:
-                args.hosts = [stack.enter_context(_listener("::1" if args.family == socket.AF_INET6 else "127.0.0.1"))]
+                own = _peer_of_our_own("::1" if args.family == socket.AF_INET6 else "127.0.0.1")
+                args.hosts = [stack.enter_context(own)]
             targets = _targets(args, options)
             jobs = _jobs(args.jobs, len(targets))
+            signals = stack.enter_context(_Signals())  # not before standard input has been read, which they would keep
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
-            parser.error(*map(str, error.args))
-        report = _report(args, targets, stream)
-        conductor = _Conductor(report, stream, len(targets), not args.quiet, signals)
-        plan = _Plan(args.id, args.count, args.interval, args.reuse, args.wait)
-        unwritten = _Exit.OK
-        try:
-            with stack.pop_all():  # the end of the output may fail as its lines may
-                conductor.conduct(_campaign(targets, plan, jobs))
-        except OSError as error:  # everything else that may fail is in a result
-            unwritten = _unwritten(error)
-    if isinstance(report, _Nagios):
-        return _State.UNKNOWN if unwritten else report.state
-    return max(conductor.code, unwritten)
+            parser.error(*(re.sub(r"^source must", "--source must", str(each)) for each in error.args))
+        count = 1 if args.count is None else args.count
+        interval = 1.0 if args.interval is None else args.interval
+        campaign = _campaign(targets, _Plan(args.id, count, interval, args.reuse, args.wait), jobs)
+        return _print_report(args, targets, campaign, signals, stream, stack)
+
+
+def _print_report(
+    args: argparse.Namespace,
+    targets: Sequence[_Request],
+    campaign: _Stream,
+    signals: _Signals,
+    stream: TextIO,
+    stack: contextlib.ExitStack,
+) -> int:
+    """Print the report as it comes; return the exit code."""
+    shows_progress = _shows_progress(args, stream)
+
+    def show(text: str) -> None:
+        if shows_progress:
+            print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+    tally = _Tally(campaign.outcomes(lambda: show(_progress(tally))), targets)
+    signals.stream, unwritten = campaign, 0
+    if signals.number:  # it came before there was a stream to end
+        campaign.end()
+    try:
+        with stack.pop_all(), _debugging(args.debug):  # the end of the output may fail, too
+            for line in _report(args, tally, _style(args.color, args.verbose or args.debug, stream)):
+                show("")
+                if signals.number and _is_terminal(stream) and "--- " in line:
+                    print(file=stream)  # ^C stands in the line
+                if not signals.can_write(stream):
+                    break
+                print(_encodable(line, stream), file=stream, flush=True)
+            show("")
+    except OSError as error:  # everything else that may fail is in a result
+        unwritten = _unwritten(error)
+    if args.format == "nagios":
+        return _State.UNKNOWN if unwritten else _nagios_state(tally, _thresholds(args))
+    codes = [0 if kind == "ok" else 1 if kind in _ANSWERED_OTHERWISE else 3 for kind in tally.total.kinds]
+    return max(0, unwritten, *codes, _INTERRUPTED + signals.number if signals.number else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3144,29 +4174,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 every echo succeeded, 1 a peer answered but not with Success, 2 usage or results that cannot
-        be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios`` that of a monitoring plugin.
+        The exit code: 0 every echo was answered with Success, 1 a peer answered otherwise, 2 wrong usage or results
+        that cannot be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios`` that of a
+        monitoring plugin.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    for_nagios = "--format=nagios" in arguments or ("--format", "nagios") in itertools.pairwise(arguments)
-    signals = _Signals()
-    code: int = _Exit.OK
+    for_nagios = _for_nagios(arguments)
     try:
-        with signals.handled():
-            _never_fail_to_encode()
-            parser = _parser()
-            parser.for_nagios = for_nagios
-            args = parser.parse_intermixed_args(arguments)
-            with _debugging(args.debug):
-                code = _run(args, parser, signals)
+        parser = _parser()
+        parser.set_defaults(for_nagios=for_nagios)
+        code = _run(arguments, parser)
     except SystemExit as left:  # of argparse
-        raise SystemExit(max(int(left.code or 0), _flush())) from None
-    except KeyboardInterrupt as interruption:
-        code = _unknown("interrupted") if for_nagios else _interrupted(interruption)
+        code = int(left.code or 0)
     except OSError as error:
         code = _unwritten(error)
-    return max(code, _flush())
+        code = _State.UNKNOWN if for_nagios and code else code
+    except ImportError as error:
+        code = _unknown(str(error)) if for_nagios else _USAGE_ERROR
+        if not for_nagios:
+            _complain(str(error))
+    except Exception as error:  # any: a bug; no monitoring system shall read more into it than that
+        what = f"internal error: {type(error).__name__}: {error}; please report it at {_ISSUES}"
+        code = _unknown(what) if for_nagios else _USAGE_ERROR
+        if not for_nagios:
+            _complain(what)
+    return max(code, _State.UNKNOWN if for_nagios and _flush() else _flush())
+
+
+_ISSUES = "https://github.com/dicom-echo/dicom-echo/issues"
+
+
+def _for_nagios(arguments: Sequence[str]) -> bool:
+    return "--format=nagios" in arguments or ("--format", "nagios") in zip(arguments, arguments[1:])
+
+
+def _command() -> NoReturn:
+    """Run the command in a process of its own: the console script, ``python -m``, the archive."""
+    global _own_process
+    import signal
+
+    _own_process = True
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while no echo runs, Ctrl-C ends the process: no traceback
+    if _for_nagios(sys.argv):
+
+        def on_signal(*_: object) -> NoReturn:
+            os.write(1, b"DICOM ECHO UNKNOWN - interrupted\n")
+            os._exit(_State.UNKNOWN)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, on_signal)
+    code = main()
+    if code > _INTERRUPTED and os.name == "posix":
+        signal.signal(code - _INTERRUPTED, signal.SIG_DFL)  # so that a shell's loop around the command ends, too
+        os.kill(os.getpid(), code - _INTERRUPTED)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    _command()
