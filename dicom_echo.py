@@ -1,14 +1,8 @@
 """Send a DICOM C-ECHO ("DICOM ping") and report which step failed, why, and what to do.
 
-    >>> import dicom_echo as echo
-    >>> echo.send("ANY-SCP@pacs:11112")  # doctest: +SKIP
-    0
-
-The verbs:
-
-- `send` returns the status of the answer and raises an `EchoError` where there is none.
-- `probe` returns an `EchoResult` with all that one echo has shown, and raises only for the caller's mistakes.
-- `probe_many` asks many peers at once and yields each `EchoResult` as it comes.
+    send("ANY-SCP@pacs:11112")         returns the DIMSE status, 0 for Success; raises an EchoError if there is none
+    probe("ANY-SCP@pacs:11112")        returns an EchoResult, whatever the network or the peer does
+    probe_many(["a:104", "b:104"])     yields an EchoResult for each address as it finishes, many in parallel
 
 Steps are named and explained in the standard's own terms: PS3.7 (C-ECHO) and PS3.8 (association).
 """
@@ -67,7 +61,7 @@ __version_tuple__ = (0, 4, 0)
 
 __all__ = [
     "send", "probe", "probe_many", "parse_address", "Address", "EchoResult", "Peer", "TLSInfo", "Phase", "Identity",
-    "Options", "Counter", "counter", "DEFAULT_CALLED_AE_TITLE", "DEFAULT_CALLING_AE_TITLE",
+    "Counter", "counter", "DEFAULT_CALLED_AE_TITLE", "DEFAULT_CALLING_AE_TITLE",
     "EchoError", "AddressError", "Unreachable", "ConnectionLost", "TLSFailed", "TimedOut", "Rejected", "NotSupported",
     "Aborted", "ProtocolError",
 ]  # fmt: skip
@@ -79,7 +73,10 @@ _T = TypeVar("_T")
 # -- 1. vocabulary -----------------------------------------------------------------------------------------------------
 
 DEFAULT_CALLED_AE_TITLE = "ANY-SCP"
+"""The called AE title where neither the address nor the caller names one."""
+
 DEFAULT_CALLING_AE_TITLE = "ECHOSCU"
+"""The calling AE title where the caller names none."""
 
 _DEFAULT_PORT = 104  # acr-nema
 _DEFAULT_TLS_PORT = 2762  # dicom-tls
@@ -109,8 +106,16 @@ _MAX_PDU_LENGTH = 1 << 17
 _MAX_COMMAND_LENGTH = 1 << 16
 
 
-class Phase(str, enum.Enum):
-    """The steps of an echo, in their order; each compares equal to its name."""
+class Phase(enum.Enum):
+    """The steps of an echo, in their order; ``str()`` gives the name.
+
+    Attributes
+    ----------
+    resolve, connect, tls : Phase
+        The look-up of the name, the TCP connection, the TLS handshake.
+    associate, echo, release : Phase
+        The association (PS3.8 7.1), the C-ECHO (PS3.7 9.1.5), the end of the association (PS3.8 7.2).
+    """
 
     resolve = "resolve"
     connect = "connect"
@@ -119,7 +124,8 @@ class Phase(str, enum.Enum):
     echo = "echo"
     release = "release"
 
-    __str__ = str.__str__
+    def __str__(self) -> str:
+        return self.name
 
 
 _PDU_NAMES = {
@@ -192,7 +198,14 @@ def _reason(error: BaseException) -> str:
 # -- 2. errors ---------------------------------------------------------------------------------------------------------
 
 
-class EchoError(Exception):
+class _OwnNames(type):
+    """Leaves what Python's own exceptions have out of ``dir()``, and so out of ``help()``."""
+
+    def __dir__(cls) -> list[str]:
+        return sorted({name for base in cls.__mro__ if base.__module__ == __name__ for name in vars(base)})
+
+
+class EchoError(Exception, metaclass=_OwnNames):
     """No C-ECHO status was received.
 
     Attributes
@@ -238,7 +251,10 @@ class AddressError(EchoError, ValueError):
 class Unreachable(EchoError, ConnectionError):
     """The name does not resolve, the connection is refused, or there is no route to the host.
 
-    ``errno`` is the system's number for it, where it has one.
+    Attributes
+    ----------
+    errno : int or None
+        The system's number for it, where it has one.
     """
 
     kind, title = "unreachable", "Unreachable"
@@ -257,14 +273,26 @@ class TLSFailed(EchoError, ConnectionError):
 
 
 class TimedOut(EchoError, ConnectionError, TimeoutError):
-    """The time limit expired, in any phase. ``timeout`` is the limit in seconds."""
+    """The time limit expired, in any phase.
+
+    Attributes
+    ----------
+    timeout : float
+        The time limit, in seconds.
+    """
 
     kind, title = "timeout", "Timed out"
     timeout: float
 
 
 class Rejected(EchoError, ValueError):
-    """A-ASSOCIATE-RJ (PS3.8 9.3.4): ``result``, ``source`` and ``reason`` as received."""
+    """The peer rejected the association: A-ASSOCIATE-RJ (PS3.8 9.3.4).
+
+    Attributes
+    ----------
+    result, source, reason : int
+        As received; PS3.8 Table 9-21 has their meanings.
+    """
 
     kind, title = "rejected", "Rejected"
     result: int
@@ -273,14 +301,26 @@ class Rejected(EchoError, ValueError):
 
 
 class NotSupported(EchoError, ConnectionError):
-    """The association is accepted, but not Verification: ``result`` (PS3.8 Table 9-18)."""
+    """The association is accepted, but not Verification.
+
+    Attributes
+    ----------
+    result : int
+        Of the presentation context, as received; PS3.8 Table 9-18 has its meaning.
+    """
 
     kind, title = "not-supported", "Not supported"
     result: int
 
 
 class Aborted(EchoError, ConnectionError):
-    """A-ABORT (PS3.8 9.3.8): ``source`` and ``reason`` as received."""
+    """The peer aborted the association: A-ABORT (PS3.8 9.3.8).
+
+    Attributes
+    ----------
+    source, reason : int
+        As received; PS3.8 Table 9-26 has their meanings.
+    """
 
     kind, title = "aborted", "Aborted"
     source: int
@@ -288,7 +328,7 @@ class Aborted(EchoError, ConnectionError):
 
 
 class ProtocolError(EchoError, ConnectionError):
-    """The peer sent something other than the expected DICOM, or no DICOM at all."""
+    """The peer sent something other than the expected DICOM (PS3.8 9.3, PS3.7 9.3.5), or no DICOM at all."""
 
     kind, title = "protocol", "Protocol error"
 
@@ -448,7 +488,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
-class Address(NamedTuple):
+@dataclass(frozen=True)
+class Address:
     """Where a peer is, and its AE title if the address names one; ``str()`` gives the text back.
 
     Attributes
@@ -649,29 +690,7 @@ class Identity:
 
 
 class Options(TypedDict, total=False):
-    """The keyword options of `send`, `probe` and `probe_many`.
-
-    Attributes
-    ----------
-    timeout : float
-        Seconds for the whole echo; 10 by default, a day at most.
-    family : int
-        ``socket.AF_INET`` or ``socket.AF_INET6`` to use only that; either by default.
-    source : str
-        The local IP address to connect from.
-    tls : ssl.SSLContext
-        Use TLS; the port is then 2762 where the address names none (PS3.15 B.12).
-    server_hostname : str
-        The name expected in the peer's certificate, and sent as SNI; the host of the address by default.
-    identity : Identity
-        The user identity to present (PS3.7 D.3.3.7); none by default.
-    max_pdu : int
-        The maximum PDU length to announce (PS3.8 D.1), in bytes; 16382 by default, 0 is unlimited.
-    transfer_syntaxes : sequence of str
-        What to propose: ``implicit``, ``explicit``, ``deflated``, ``big-endian`` or a UID; the first two by default.
-    abort : bool
-        End the association with A-ABORT instead of A-RELEASE-RQ.
-    """
+    """The keyword options of the verbs; see `probe`."""
 
     timeout: float
     family: int
@@ -938,7 +957,7 @@ class EchoResult:
         error: dict[str, Any] | None = None
         if self.error:
             error = {name: getattr(self.error, name) for name in ("kind", "phase", "message", "hint", "detail")}
-            error.update(self.error.facts)
+            error.update(self.error.facts, phase=self.error.phase and str(self.error.phase))
         elif not self.ok:
             message = f"status {_hex(self.status or 0)}, {self.status_text}"
             error = {"kind": "status", "phase": "echo", "message": message, "hint": self.hint, "detail": ""}
@@ -1001,6 +1020,7 @@ class Counter:
 
 
 counter = Counter()
+"""The counter of message IDs that `send`, `probe` and `probe_many` share by default."""
 
 
 def send(
@@ -1024,7 +1044,7 @@ def send(
     message_id : int or Counter
         0-65535, or what counts up; the shared `counter` by default.
     **options
-        See `Options`.
+        As of `probe`.
 
     Returns
     -------
@@ -1069,7 +1089,25 @@ def probe(
     message_id : int or Counter
         0-65535, or what counts up; the shared `counter` by default.
     **options
-        See `Options`.
+        Any of the following.
+    timeout : float
+        Seconds for the whole echo; 10 by default, a day at most.
+    family : int
+        ``socket.AF_INET`` or ``socket.AF_INET6`` to use only that; either by default.
+    source : str
+        The local IP address to connect from.
+    tls : ssl.SSLContext
+        Use TLS; the port is then 2762 where the address names none (PS3.15 B.12).
+    server_hostname : str
+        The name expected in the peer's certificate, and sent as SNI; the host of the address by default.
+    identity : Identity
+        The user identity to present (PS3.7 D.3.3.7); none by default.
+    max_pdu : int
+        The maximum PDU length to announce (PS3.8 D.1), in bytes; 16382 by default, 0 is unlimited.
+    transfer_syntaxes : sequence of str
+        What to propose: ``implicit``, ``explicit``, ``deflated``, ``big-endian`` or a UID; the first two by default.
+    abort : bool
+        End the association with A-ABORT instead of A-RELEASE-RQ.
 
     Returns
     -------
@@ -1115,7 +1153,7 @@ def probe_many(
     jobs : int
         How many peers to ask in parallel.
     **options
-        See `Options`.
+        As of `probe`.
 
     Returns
     -------
@@ -1211,7 +1249,7 @@ class _Echo:
         error.phase = phase
         if not error.hint:
             case = error._case
-            cases = (f"{case} with identity", case, phase) if self.request.identity else (case, phase)
+            cases = (case, str(phase)) if not self.request.identity else (f"{case} with identity", case, str(phase))
             error.hint = _hint(error.kind, *cases, tls=self.request.tls is not None).format(
                 called=self.request.called_ae_title,
                 calling=self.request.calling_ae_title,
@@ -3344,7 +3382,7 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str],
     ("dicom_echo_tls_certificate_expiry_timestamp_seconds", "When the certificate of the peer expires.",
      lambda r: [({}, r.tls.certificate_expiry.timestamp())] if r.tls and r.tls.certificate_expiry else []),
     ("dicom_echo_result_info", "How the echo ended, and in which phase it failed.",
-     lambda r: [({"kind": r.kind, "phase": r.phase or ""}, 1)]),
+     lambda r: [({"kind": r.kind, "phase": str(r.phase or "")}, 1)]),
 ]  # fmt: skip
 
 
@@ -3799,7 +3837,7 @@ def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
         try:
             address = parse_address(text)
             title = args.called or address.ae_title or DEFAULT_CALLED_AE_TITLE
-            address = address._replace(ae_title=None) if args.called else address
+            address = Address(None, address.host, address.port) if args.called else address
             found.append(_Request.make(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
         except AddressError as error:
             wrong.append(f"{where}: {error}")
