@@ -12,6 +12,8 @@ pynetdicom runs in this process, DCMTK and Orthanc in their own. What was learnt
 - `dcmqrscp --single-process` crashes (SIGSEGV) after its first echo, so it runs with a child for each association.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -105,7 +107,7 @@ def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: P
         stop(process)
 
 
-def start(command: Callable[[int], Sequence[str]], folder: Path, log: Path) -> tuple["subprocess.Popen[bytes]", int]:
+def start(command: Callable[[int], Sequence[str]], folder: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start a server on a free port, on another one if it ends at once: the port may have been taken meanwhile."""
     for _ in range(ATTEMPTS):
         port = free_port()
@@ -116,12 +118,12 @@ def start(command: Callable[[int], Sequence[str]], folder: Path, log: Path) -> t
     raise PeerFailed(f"{describe(process, log)} at its start, {ATTEMPTS} times")
 
 
-def spawn(command: Sequence[str], folder: Path, stdin: int, output: IO[bytes]) -> "subprocess.Popen[bytes]":
+def spawn(command: Sequence[str], folder: Path, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a process."""
     return subprocess.Popen(command, cwd=folder, stdin=stdin, stdout=output, stderr=subprocess.STDOUT)
 
 
-def becomes_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
+def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
     """Wait until the server accepts connections; False if it ends instead."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -141,7 +143,7 @@ def accepts(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0 and probe.getsockname()[1] != port
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """Ask a process to end, and make it end if it does not."""
     process.terminate()
     try:
@@ -151,7 +153,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def describe(process: "subprocess.Popen[bytes]", log: Path) -> str:
+def describe(process: subprocess.Popen[bytes], log: Path) -> str:
     """What became of a process, and what it said."""
     said = log.read_text(errors="replace").strip() or "(nothing)"
     return f"its log:\n{said}\n{process.args!r} ended with {process.returncode}"
@@ -191,11 +193,11 @@ def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
 
 
 def hand_over(
-    listener: socket.socket, stopping: threading.Event, start_process: Callable[[int], "subprocess.Popen[bytes]"]
+    listener: socket.socket, stopping: threading.Event, start_process: Callable[[int], subprocess.Popen[bytes]]
 ) -> None:
     """What inetd does: accept a connection, give it to a new process, wait for its end, accept the next."""
     while not stopping.is_set():
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(socket.timeout):
             connection, _ = listener.accept()
             with connection:
                 process = start_process(connection.fileno())

@@ -9,6 +9,8 @@ The standard library only: what shares no code with the tool shares no bug with 
 From top to bottom: endpoints, encoding, decoding, steps and scripts, the peer itself.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import socket
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, Union
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(1, 8)
 
@@ -96,7 +98,7 @@ def full_listener(host: str = "127.0.0.1") -> Iterator[Endpoint]:
             filler.settimeout(0.2)
             try:
                 filler.connect(address)
-            except TimeoutError:
+            except socket.timeout:
                 yield Endpoint(host, address[1])
                 return
         raise RuntimeError("this system still accepts connections when the backlog is full")
@@ -469,9 +471,9 @@ class Step(Protocol):
     def run(self, link: Link) -> None: ...
 
 
-Content: TypeAlias = bytes | Callable[[Conversation], bytes]
-Answer: TypeAlias = Content | Step | None
-Script: TypeAlias = Sequence[Step]
+Content = Union[bytes, Callable[[Conversation], bytes]]
+Answer = Union[Content, Step, None]
+Script = Sequence[Step]
 
 
 @dataclass(frozen=True)
@@ -649,7 +651,7 @@ class RawPeer:
         self._links: list[Link] = []
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> "RawPeer":
+    def __enter__(self) -> RawPeer:
         self._listener = socket.create_server((self.host, 0), family=family_of(self.host), backlog=128)
         self._listener.settimeout(0.05)  # no portable way to wake an accept, so it looks up now and then
         self._acceptor = threading.Thread(target=self._accept, name="RawPeer accepts", daemon=True)
@@ -698,7 +700,7 @@ class RawPeer:
 
     def _accept(self) -> None:
         while not self._stopping.is_set():
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(socket.timeout):
                 sock, _ = self._listener.accept()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._nodelay)
                 self._start(Link(sock, self._stopping))
