@@ -1,0 +1,172 @@
+"""Certificates for the tests, with any fault that one may have.
+
+ca = issue("CA", ca=True)
+pacs = issue("pacs.test", ca, first=-9, last=-2)  # expired
+context = server_context(folder, pacs)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import ipaddress
+import ssl
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
+from cryptography.hazmat.primitives.serialization import pkcs12
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+LOCAL = ("localhost", "127.0.0.1")
+
+
+@functools.cache
+def new_key(kind: str = "P-256", number: int = 0) -> Any:
+    """A private key, `P-256` or the bits of one for RSA; the same for the same arguments, as they take their time."""
+    return ec.generate_private_key(ec.SECP256R1()) if kind == "P-256" else rsa.generate_private_key(65537, int(kind))
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate and its key."""
+
+    certificate: x509.Certificate
+    key: Any
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self, password: bytes | None = None, *, traditional: bool = False) -> bytes:
+        encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        form = serialization.PrivateFormat.TraditionalOpenSSL if traditional else serialization.PrivateFormat.PKCS8
+        pem: bytes = self.key.private_bytes(serialization.Encoding.PEM, form, encryption)
+        return pem
+
+    def pkcs12(self, ca: Issued) -> bytes:
+        """A key store for Java; its password is "password"."""
+        encryption = serialization.BestAvailableEncryption(b"password")
+        return pkcs12.serialize_key_and_certificates(b"us", self.key, self.certificate, [ca.certificate], encryption)
+
+    def write(self, folder: Path, *chain: Issued) -> Path:
+        """A file with the key, the certificate and further certificates."""
+        file = folder / f"{uuid.uuid4().hex}.pem"
+        file.write_bytes(self.key_pem() + b"".join(each.pem for each in (self, *chain)))
+        return file
+
+
+def issue(
+    name: str,
+    issuer: Issued | None = None,
+    *,
+    ca: bool = False,
+    names: Sequence[str] = LOCAL,
+    first: int = -1,
+    last: int = 30,
+    key: Any = None,
+    sha1: bool = False,
+    purpose: ObjectIdentifier | None = None,
+    critical: bool = True,
+    path_length: int | None = None,
+    permitted: str | None = None,
+    version: int = 3,
+) -> Issued:
+    """Issue a certificate, valid from the day `first` from today to the day `last`; self-signed without an issuer."""
+    key = key or new_key()
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Hôpital"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
+    )
+    today = datetime.now(timezone.utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today + timedelta(first))
+        .not_valid_after(today + timedelta(last))
+        .add_extension(x509.BasicConstraints(ca, path_length if ca else None), critical)
+    )
+    if names and not ca:
+        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(general_name, names))), False)
+    if purpose:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)
+    if permitted:
+        builder = builder.add_extension(x509.NameConstraints([x509.DNSName(permitted)], None), True)
+    signer = issuer.key if issuer else key
+    certificate = builder.sign(signer, hashes.SHA256())
+    if sha1 or version != 3:
+        certificate = forge(certificate, signer, sha1=sha1, version=version)
+    return Issued(certificate, key)
+
+
+def general_name(name: str) -> x509.GeneralName:
+    """An IP address or a DNS name as a subject alternative name."""
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(name))
+    return x509.DNSName(name)
+
+
+def forge(
+    certificate: x509.Certificate, signer: ec.EllipticCurvePrivateKey, *, sha1: bool, version: int
+) -> x509.Certificate:
+    """The same certificate signed anew as no builder would do it: with SHA-1, or without version and extensions."""
+    whole = certificate.public_bytes(serialization.Encoding.DER)
+    signed, algorithm, _ = elements(contents(whole))
+    parts = elements(contents(signed))
+    if version == 1:
+        parts = [each for each in parts if each[0] not in (0xA0, 0xA3)]
+    if sha1:
+        weak = der(0x30, bytes.fromhex("06072a8648ce3d0401"))  # ecdsa-with-SHA1
+        parts = [weak if each == algorithm else each for each in parts]
+        algorithm = weak
+    signed = der(0x30, b"".join(parts))
+    if sha1:
+        digest = hashlib.sha1(signed, usedforsecurity=False).digest()
+        signature = signer.sign(digest.rjust(32, b"\0"), ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+    else:
+        signature = signer.sign(signed, ec.ECDSA(hashes.SHA256()))
+    return x509.load_der_x509_certificate(der(0x30, signed + algorithm + der(0x03, b"\0" + signature)))
+
+
+def der(tag: int, content: bytes) -> bytes:
+    """An element of DER."""
+    size = len(content)
+    digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, size] if size < 0x80 else [tag, 0x80 | len(digits), *digits]) + content
+
+
+def contents(element: bytes) -> bytes:
+    """An element without its tag and length."""
+    return element[2 + (element[1] & 0x7F if element[1] & 0x80 else 0) :]
+
+
+def elements(data: bytes) -> list[bytes]:
+    """Split DER into its elements, with their tags and lengths."""
+    found = []
+    while data:
+        head = len(data) - len(contents(data))
+        size = head + (int.from_bytes(data[2:head], "big") if head > 2 else data[1])
+        found.append(data[:size])
+        data = data[size:]
+    return found
+
+
+def server_context(folder: Path, server: Issued, *chain: Issued, clients: Issued | None = None) -> ssl.SSLContext:
+    """A TLS server with this certificate, however weak, that wants clients to have one of an authority's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.load_cert_chain(server.write(folder, *chain))
+    if clients:
+        context.load_verify_locations(cadata=clients.pem.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,440 @@
+"""TLS against real servers, OpenSSL's and Java's: what is wrong, with which certificate, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import CLIENT_AUTH, Issued, issue, new_key, server_context
+from command import run_main
+from conftest import require
+from cryptography.hazmat.primitives import serialization
+from rawpeer import GOOD_ACCEPT, GOOD_RELEASE, RawPeer, ReceiveSome, Send, echo_rsp
+
+import dicom_echo as echo
+
+Capsys = pytest.CaptureFixture[str]
+
+CA = issue("CA", ca=True)
+PACS = issue("pacs", CA)
+ALONE = issue("pacs")
+SHALLOW = issue("Shallow CA", CA, ca=True, path_length=0)
+
+
+def ask(capsys: Capsys, address: str, *options: object) -> Any:
+    """Echo over TLS and read what the command says of it in JSON."""
+    code, out, err = run_main(capsys, "--tls", "-t", 30, *options, "--format", "json", address)
+    said = json.loads(out)
+    assert (code, err) == (0 if said["ok"] else 3, "")
+    return said
+
+
+def verdict(said: Any) -> str:
+    return "Success" if said["ok"] else said["error"]["message"]
+
+
+def write(folder: Path, *issued: Issued, name: str = "ca.pem") -> Path:
+    """A file with certificates only."""
+    file = folder / name
+    file.write_bytes(b"".join(each.pem for each in issued))
+    return file
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext) -> Iterator[int]:
+    with RawPeer(ssl_context=context) as peer:
+        yield peer.port
+
+
+def application_context(cacert: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cacert)
+    return context
+
+
+# --- The peer's certificate ------------------------------------------------------------------------------------------
+
+
+def named(*names: str, subject: str = "pacs") -> tuple[list[Issued], list[Issued]]:
+    """A certificate for these names, and its CA."""
+    return [issue(subject, CA, names=names)], [CA]
+
+
+def of_ca(**how: Any) -> tuple[list[Issued], list[Issued]]:
+    """A certificate of a CA made so, and that CA."""
+    ca = issue("Other CA", ca=True, **how)
+    return [issue("pacs", ca)], [ca]
+
+
+def below(issuer: Issued, **how: Any) -> list[Issued]:
+    """A certificate, and the intermediate CA that issued it."""
+    middle = issue("Intermediate", issuer, ca=True, **how)
+    return [issue("pacs", middle), middle]
+
+
+NOT_TRUSTED, EXPIRED = "certificate not trusted", "a certificate has expired"
+WEAK_KEY, WEAK_DIGEST = "a certificate's key is too weak", "a certificate's signature is too weak"
+OTHER_NAME, OTHER_ADDRESS = "the certificate is for another name", "the certificate is for another address"
+NO_CA = "a CA certificate may not issue certificates"
+HERE, THERE = ("localhost",), ("127.0.0.1", "--server-name")
+
+# What the peer shows, what is trusted; what comes of it; the host and options.
+CERTIFICATES: dict[str, tuple[Callable[[], tuple[list[Issued], list[Issued]]], str, tuple[str, ...]]] = {
+    "of a trusted CA": (lambda: ([PACS], [CA]), "Success", ()),
+    "of another CA": (lambda: ([PACS], [issue("Another CA", ca=True)]), NOT_TRUSTED, ()),
+    "with its intermediate": (lambda: (below(CA), [CA]), "Success", ()),
+    "without its intermediate": (lambda: (below(CA)[:1], [CA]), NOT_TRUSTED, ()),
+    "below an anchor that is no root": (lambda: (below(CA)[:1], below(CA)[1:]), "Success", ()),
+    "as its own anchor": (lambda: ([PACS], [PACS]), "Success", ()),
+    "self-signed": (lambda: ([issue("pacs")], [CA]), "the certificate is self-signed", ()),
+    "self-signed and trusted": (lambda: ([ALONE], [ALONE]), "Success", ()),
+    "expired": (lambda: ([issue("pacs", CA, first=-9, last=-2)], [CA]), EXPIRED, ()),
+    "of an expired CA": (lambda: of_ca(first=-9, last=-2), EXPIRED, ()),
+    "not valid yet": (lambda: ([issue("pacs", CA, first=2)], [CA]), "a certificate is not valid yet", ()),
+    "with a weak key": (lambda: ([issue("pacs", CA, key=new_key("1024"))], [CA]), WEAK_KEY, ()),
+    "of a CA with a weak key": (lambda: of_ca(key=new_key("1024")), WEAK_KEY, ()),
+    "signed with SHA-1": (lambda: ([issue("pacs", CA, sha1=True)], [CA]), WEAK_DIGEST, ()),
+    "of another CA of the same name": (
+        lambda: ([PACS], [issue("CA", ca=True, key=new_key(number=1))]), "a certificate's signature is wrong", (),
+    ),
+    "for another purpose": (
+        lambda: ([issue("pacs", CA, purpose=CLIENT_AUTH)], [CA]), "the certificate is for another purpose", (),
+    ),
+    "of a CA of version 1": (lambda: of_ca(version=1), "Success", ()),
+    "of a CA with uncritical basic constraints": (lambda: of_ca(critical=False), "Success", ()),
+    "issued by one that is no CA": (lambda: ([issue("below", PACS), PACS], [CA]), NO_CA, ()),
+    "too far below its CA": (lambda: ([*below(SHALLOW), SHALLOW], [CA]), NO_CA, ()),
+    "for a name that its CA may not issue for": (
+        lambda: of_ca(permitted="hospital.test"), "a certificate breaks the name constraints of its CA", (),
+    ),
+    "for its name": (lambda: named("localhost"), "Success", HERE),
+    "for its name in capitals": (lambda: named("LocalHost"), "Success", ("LOCALHOST",)),
+    "for the name given": (lambda: named("a.pacs.test"), "Success", (*THERE, "a.pacs.test.")),
+    "for an IPv6 address": (lambda: named("::1"), "Success", (*THERE, "0:0::1")),
+    "for all names of a domain": (lambda: named("*.pacs.test"), "Success", (*THERE, "a.pacs.test")),
+    "for names right below a domain": (lambda: named("*.pacs.test"), OTHER_NAME, (*THERE, "b.a.pacs.test")),
+    "for a whole top-level domain": (lambda: named("*.test"), OTHER_NAME, (*THERE, "pacs.test")),
+    "for names that begin alike": (lambda: named("p*.pacs.test"), OTHER_NAME, (*THERE, "pa.pacs.test")),
+    "with a common name only": (lambda: named(subject="localhost"), "Success", HERE),
+    "for others than its common name": (lambda: named("pacs.test", subject="localhost"), OTHER_NAME, HERE),
+    "with an address as its common name": (lambda: named(subject="127.0.0.1"), OTHER_ADDRESS, ()),
+    "for a name where an address is asked": (lambda: named("localhost"), OTHER_ADDRESS, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("show", "expected", "options"), CERTIFICATES.values(), ids=list(CERTIFICATES))
+def test_a_certificate(
+    capsys: Capsys,
+    tmp_path: Path,
+    show: Callable[[], tuple[list[Issued], list[Issued]]],
+    expected: str,
+    options: tuple[str, ...],
+) -> None:
+    """The table holds on every Python, whose own default contexts do not agree."""
+    chain, trusted = show()
+    host, *rest = options or ["127.0.0.1"]
+    with serving(server_context(tmp_path, *chain)) as port:
+        said = ask(capsys, f"{host}:{port}", "-4", "--cacert", write(tmp_path, *trusted), *rest)
+        unverified = ask(capsys, f"{host}:{port}", "-4", "-k", *rest)
+    assert (verdict(said), verdict(unverified)) == (expected, "Success")
+    if said["error"]:
+        assert (said["error"]["kind"], said["error"]["phase"], said["tls"]) == ("tls", "tls", None)
+        assert said["error"]["hint"] == echo._HINTS["tls", expected]
+
+
+def test_the_names_in_a_certificate_for_another(capsys: Capsys, tmp_path: Path) -> None:
+    context = server_context(tmp_path, *named("pacs.test", "*.hospital.test", "192.0.2.7", "2001:db8::1")[0])
+    with serving(context) as port:
+        cacert = write(tmp_path, CA)
+        error = ask(capsys, f"127.0.0.1:{port}", "--cacert", cacert)["error"]
+        result = echo.probe(f"127.0.0.1:{port}", tls=application_context(cacert))
+    assert error["names"] == ["pacs.test", "*.hospital.test", "192.0.2.7", "2001:db8::1"]
+    assert error["detail"] == "it names pacs.test, *.hospital.test, 192.0.2.7, 2001:db8::1, not 127.0.0.1"
+    assert str(result.error) == "the certificate is for another address", "an application's context checks by itself"
+
+
+def test_an_application_context_keeps_its_own_rules(tmp_path: Path) -> None:
+    context = application_context(write(tmp_path, CA))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    with serving(server_context(tmp_path, PACS)) as port:
+        error = echo.probe(f"127.0.0.1:{port}", tls=context).error
+    assert error is not None
+    assert (error.message, error.detail) == ("a certificate breaks RFC 5280", "Missing Authority Key Identifier")
+    assert "VERIFY_X509_STRICT" in error.hint
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_what_is_told_of_a_certificate(capsys: Capsys, tmp_path: Path, verified: bool) -> None:
+    shown = issue("Böse\x1b[31m", CA, names=("localhost", "127.0.0.1"))
+    options = ["--cacert", write(tmp_path, CA)] if verified else ["-k"]
+    with serving(server_context(tmp_path, shown)) as port:
+        tls = ask(capsys, f"127.0.0.1:{port}", *options)["tls"]
+        code, out, _ = run_main(capsys, "--tls", *options, "-v", f"127.0.0.1:{port}")
+    expiry = datetime.strptime(tls.pop("certificate_expiry"), "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+    assert 29 <= (expiry - datetime.now(timezone.utc)).days <= 30
+    assert tls == {
+        "version": "TLSv1.3",
+        "cipher": "TLS_AES_256_GCM_SHA384",
+        "certificate_verified": verified,
+        "subject": "O=Hôpital, CN=Böse\x1b[31m",
+        "issuer": "O=Hôpital, CN=CA",
+        "names": ["localhost", "127.0.0.1"],
+    }
+    assert code == 0
+    assert "O=Hôpital, CN=Böse\\x1b[31m\n" in out
+    assert "O=Hôpital, CN=CA\n" in out
+    assert "localhost, 127.0.0.1\n" in out
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_directory_of_authorities(capsys: Capsys, tmp_path: Path, hashed: bool) -> None:
+    folder = tmp_path / "authorities"
+    folder.mkdir()
+    (folder / "README").write_text("not a certificate")
+    write(folder, issue("Another CA", ca=True), name="another.crt")
+    write(folder, CA, name="8d33f237.0" if hashed else "ours.pem")
+    with serving(server_context(tmp_path, PACS)) as port:
+        assert verdict(ask(capsys, f"127.0.0.1:{port}", "--cacert", folder)) == "Success"
+
+
+# --- Our certificate -------------------------------------------------------------------------------------------------
+
+WANTED = "the peer wants a client certificate"
+UNACCEPTED = "the peer does not accept our certificate"
+
+OURS: dict[str, Callable[[], Issued]] = {
+    "good": lambda: issue("ours", CA),
+    "of another CA": lambda: issue("ours", issue("Another CA", ca=True)),
+    "expired": lambda: issue("ours", CA, first=-9, last=-2),
+}
+NOTHING_TO_OPENSSL = {"TLSv1.2": "the peer refused the handshake", "TLSv1.3": WANTED}
+OPENSSL = {
+    "good": "Success",
+    "of another CA": "the peer does not trust our certificate",
+    "expired": "the peer says our certificate has expired",
+}
+JAVA = {
+    None: (WANTED, "the peer refused the handshake"),  # this is what newer ones say over TLS 1.2, as OpenSSL does
+    "good": ("Success",),
+    "of another CA": (UNACCEPTED,),
+    "expired": (UNACCEPTED,),
+}
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("which", [None, *OURS])
+def test_our_certificate_and_openssl(capsys: Capsys, tmp_path: Path, version: str, which: str | None) -> None:
+    context = server_context(tmp_path, PACS, clients=CA)
+    context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
+    options: list[object] = ["--cert", OURS[which]().write(tmp_path)] if which else []
+    with serving(context) as port:
+        said = ask(capsys, f"127.0.0.1:{port}", "--cacert", write(tmp_path, CA), *options)
+    assert verdict(said) == (OPENSSL[which] if which else NOTHING_TO_OPENSSL[version])
+    if which is None:
+        assert "--cert" in said["error"]["hint"]
+
+
+@pytest.fixture(scope="module")
+def java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+    """The ports of a server in Java, by what it asks for."""
+    folder = tmp_path_factory.mktemp("java")
+    (folder / "identity.p12").write_bytes(issue("pacs", CA, key=new_key("2048")).pkcs12(CA))
+    modes = ["need:TLSv1.3", "need:TLSv1.2", "want:TLSv1.3", "none:TLSv1.2:TLS_RSA_WITH_AES_128_CBC_SHA"]
+    pdus = [pdu.hex() for pdu in (GOOD_ACCEPT, echo_rsp(), GOOD_RELEASE)]
+    source = Path(__file__).with_name("JsseServer.java")
+    # The last cipher is retired in Java as well, which has to be told to go on with it.
+    (folder / "security").write_text("jdk.tls.disabledAlgorithms=SSLv3\n")
+    command = [
+        require("java", "default-jdk-headless"), f"-Djava.security.properties={folder / 'security'}", str(source),
+        str(folder / "identity.p12"), str(write(folder, CA)), *pdus, *modes,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        yield {mode: int(process.stdout.readline()) for mode in modes}
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("which", JAVA)
+def test_our_certificate_and_java(
+    capsys: Capsys, tmp_path: Path, java: dict[str, int], version: str, which: str | None
+) -> None:
+    options: list[object] = ["--cert", OURS[which]().write(tmp_path)] if which else []
+    said = ask(capsys, f"127.0.0.1:{java[f'need:{version}']}", "--cacert", write(tmp_path, CA), *options)
+    assert verdict(said) in JAVA[which]
+    if said["error"]:
+        assert ("--cert" if which is None else "may not trust the CA that issued it") in said["error"]["hint"]
+
+
+def test_java_that_would_like_a_certificate_goes_on_without(
+    capsys: Capsys, tmp_path: Path, java: dict[str, int]
+) -> None:
+    assert verdict(ask(capsys, f"127.0.0.1:{java['want:TLSv1.3']}", "--cacert", write(tmp_path, CA))) == "Success"
+
+
+def test_an_application_context_does_not_tell_whether_it_has_a_certificate(
+    tmp_path: Path, java: dict[str, int]
+) -> None:
+    result = echo.probe(f"127.0.0.1:{java['need:TLSv1.3']}", tls=application_context(write(tmp_path, CA)))
+    assert isinstance(result.error, echo.TLSFailed)
+    assert str(result.error) == "client certificate missing or not accepted"
+    assert result.error.hint.startswith("if the SSLContext has no certificate loaded, load one")
+
+
+# --- Ciphers, versions, alerts ---------------------------------------------------------------------------------------
+
+
+def test_a_peer_of_the_retired_aes_profile(capsys: Capsys, tmp_path: Path, java: dict[str, int]) -> None:
+    address = f"127.0.0.1:{java['none:TLSv1.2:TLS_RSA_WITH_AES_128_CBC_SHA']}"
+    refused = ask(capsys, address, "--cacert", write(tmp_path, CA))
+    assert verdict(refused) == "the peer refused the handshake"
+    assert "--ciphers" in refused["error"]["hint"]
+    reached = ask(capsys, address, "--cacert", write(tmp_path, CA), "--ciphers", "AES128-SHA")
+    assert (verdict(reached), reached["tls"]["cipher"]) == ("Success", "AES128-SHA")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+def test_a_peer_of_a_retired_version(capsys: Capsys, tmp_path: Path) -> None:
+    context = server_context(tmp_path, PACS)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with serving(context) as port:
+        error = ask(capsys, f"127.0.0.1:{port}", "-k")["error"]
+    assert error["message"] == "no common TLS version"
+    assert error["hint"].startswith("the peer must speak TLS 1.2 or later (PS3.15 B.12)")
+
+
+@pytest.mark.parametrize(
+    ("alert", "alone", "with_certificate"),
+    [
+        (40, "the peer refused the handshake", None),
+        (42, WANTED, UNACCEPTED),
+        (43, WANTED, "the peer does not support our certificate"),
+        (44, WANTED, "the peer says our certificate has been revoked"),
+        (45, WANTED, "the peer says our certificate has expired"),
+        (46, WANTED, UNACCEPTED),
+        (48, WANTED, "the peer does not trust our certificate"),
+        (49, "the peer denied access", None),
+        *((alert, "the handshake was not understood", None) for alert in (10, 20, 22, 47, 50, 51, 109, 110)),
+        (70, "no common TLS version", None),
+        (71, "the peer finds our ciphers too weak", None),
+        (80, "the peer had an internal error", None),
+        (86, "no common TLS version", None),
+        (112, "the peer does not know this server name", None),
+        *((alert, "the peer ended the handshake", None) for alert in (113, 115)),
+        (116, WANTED, None),
+        (120, "the peer expects another protocol", None),
+    ],
+)
+def test_an_alert(capsys: Capsys, tmp_path: Path, alert: int, alone: str, with_certificate: str | None) -> None:
+    with RawPeer((ReceiveSome(), Send(bytes([0x15, 3, 3, 0, 2, 2, alert])))) as peer:
+        for options, message in (([], alone), (["--cert", PACS.write(tmp_path)], with_certificate or alone)):
+            error = ask(capsys, f"127.0.0.1:{peer.port}", "-k", *options)["error"]
+            assert (error["message"], error["hint"]) == (message, echo._HINTS["tls", message])
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+ENCRYPTED = "the key is encrypted: --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
+
+
+@pytest.mark.parametrize("traditional", [True, False])
+def test_an_encrypted_key_is_never_asked_about(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traditional: bool
+) -> None:
+    cert, key, password = write(tmp_path, PACS, name="cert.pem"), tmp_path / "key.pem", tmp_path / "password"
+    key.write_bytes(PACS.key_pem(b"open sesame", traditional=traditional))
+    options = ["--tls", "-k", "--cert", cert, "--key", key]
+    code, out, err = run_main(capsys, *options, "127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert f"cannot use {key}: {ENCRYPTED}" in err
+    password.write_text("wrong\n")
+    assert "the pass phrase is not that of the key" in run_main(
+        capsys, *options, "--key-password-file", password, "127.0.0.1:1"
+    ).err  # fmt: skip
+    with serving(server_context(tmp_path, PACS, clients=CA)) as port:
+        password.write_text("open sesame\n")
+        assert run_main(capsys, *options, "--key-password-file", password, f"127.0.0.1:{port}").code == 0
+        monkeypatch.setenv("DICOM_ECHO_KEY_PASSWORD", "open sesame")
+        assert run_main(capsys, *options, f"127.0.0.1:{port}").code == 0
+
+
+def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path) -> None:
+    def file(name: str, content: bytes) -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    cert, key = write(tmp_path, PACS, name="cert.pem"), file("key.pem", PACS.key_pem())
+    binary = file("cert.der", PACS.certificate.public_bytes(serialization.Encoding.DER))
+    damaged = file("damaged.pem", PACS.pem.replace(b"\nMII", b"\nXII"))
+    weak = issue("ours", CA, key=new_key("1024"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    missing = tmp_path / "missing"
+    elsewhere = file("elsewhere.pem", issue("x", key=new_key(number=1)).key_pem())
+    other_kind = file("rsa.pem", issue("x", key=new_key("1024")).key_pem())
+    for options, why in {
+        ("--cacert", missing): f"cannot use {missing}: no such file or directory",
+        ("--cacert", key): f"cannot use {key}: contains no certificate in PEM format",
+        ("--cacert", binary): f"cannot use {binary}: contains no certificate in PEM format",
+        ("--cacert", damaged): f"cannot use {damaged}: a certificate in it is damaged",
+        ("--cacert", empty): f"cannot use {empty}: no file in it contains a certificate in PEM format",
+        ("--cert", missing): f"cannot use {missing}: no such file or directory",
+        ("--cert", binary): f"cannot use {binary}: contains no certificate in PEM format",
+        ("--cert", cert): f"cannot use {cert}: contains no private key in PEM format",
+        ("--cert", weak.write(tmp_path)): "the key of a certificate is too weak (RSA needs 2048 bits)",
+        ("--cert", damaged, "--key", key): "a certificate or key is damaged",
+        ("--cert", cert, "--key", missing): f"cannot use {missing}: no such file or directory",
+        ("--cert", cert, "--key", binary): f"cannot use {binary}: contains no private key in PEM format",
+        ("--cert", cert, "--key", elsewhere): f"cannot use {elsewhere}: the key does not belong to the certificate in",
+        ("--cert", cert, "--key", other_kind): f"cannot use {other_kind}: the key does not belong to the certificate",
+        ("--ciphers", "nonsense"): "'nonsense'",
+    }.items():
+        code, out, err = run_main(capsys, "--tls", *options, "127.0.0.1:1")
+        assert (code, out, err.count("\n")) == (2, "", 1), options
+        assert why in err
+
+
+@pytest.mark.parametrize("character", "\u00ad\u200b\u2060\ufeff\ufe0f")
+def test_invisible_characters_in_a_host(capsys: Capsys, character: str) -> None:
+    for arguments in ([f"pa{character}cs.test"], ["--tls", "-k", "--server-name", f"pa{character}cs", "127.0.0.1:1"]):
+        code, out, err = run_main(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert "contains an invisible character" in err
+
+
+# --- What is pure ----------------------------------------------------------------------------------------------------
+
+
+def test_every_message_has_a_hint() -> None:
+    tables = (echo._VERIFY_ERRORS, echo._ALERTS_ON_OUR_CERTIFICATE, echo._TLS_FAILURES)
+    messages = {message for table in tables for message in table.values()}
+    others = {"certificate not accepted", "client certificate missing or not accepted", "handshake failed"}
+    hinted = {message for kind, message in echo._HINTS if kind == "tls" and not isinstance(message, echo.Phase)}
+    assert messages | others == hinted
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "year"),
+    [(0x17, "491231235959Z", 2049), (0x17, "500101000000Z", 1950), (0x18, "20500101000000Z", 2050),
+     (0x18, "99991231235959Z", 9999), (0x17, "500101000000+0100", None), (0x18, "20501301000000Z", None)],
+)  # fmt: skip
+def test_times_of_certificates(tag: int, text: str, year: int | None) -> None:
+    time = echo._decode_time(tag, text.encode())
+    assert (time and time.year) == year
+
+
+def test_a_damaged_certificate_is_read_or_refused_as_a_value() -> None:
+    whole = PACS.certificate.public_bytes(serialization.Encoding.DER)
+    assert echo._decode_certificate(whole).names == ("localhost", "127.0.0.1")
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :]):
+            with contextlib.suppress(ValueError, IndexError):
+                echo._decode_certificate(damaged)
