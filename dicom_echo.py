@@ -1628,7 +1628,8 @@ class _Wire:
             try:
                 return self._receive()
             except OSError as error:
-                events = _awaited(error, selectors.EVENT_READ)
+                if not (events := _awaited(error, selectors.EVENT_READ)):
+                    raise
 
     def receive_at_once(self) -> bytes | None:
         """Bytes that are here already; none when the peer has closed, None if it is silent."""
