@@ -414,13 +414,14 @@ _HINTS: dict[tuple[str, str], str] = {
     ("tls", "the peer denied access"): "the certificate is valid, but its holder may not be admitted: have it "
     "registered with the peer",
     # the handshake
-    ("tls", "the peer refused the handshake"): "the two sides may have no cipher in common (see --ciphers), or the "
-    "peer may want a client certificate, or another one (--cert, --key)",
+    ("tls", "the peer refused the handshake"): "the two sides may have no cipher in common (--ciphers AES128-SHA "
+    "reaches peers of the retired AES profile), or the peer may want a client certificate, or another one (--cert, "
+    "--key)",
     ("tls", "no common TLS version"): "the peer must speak TLS 1.2 or later (PS3.15 B.12), and allow it",
     ("tls", "no common cipher"): "no cipher of ours suits the peer: see --ciphers",
     ("tls", "the peer finds our ciphers too weak"): "propose stronger ones (--ciphers), or none of your own",
     ("tls", "the peer's key exchange is too weak"): "have the peer use a Diffie-Hellman group of at least 2048 "
-    "bits, or ECDHE; until then, try --ciphers ECDHE",
+    "bits, or ECDHE; until then, try --ciphers ECDHE+AESGCM",
     ("tls", "no common signature algorithm"): "the peer may be limited to SHA-1, which is retired: have it updated, or "
     "try --ciphers DEFAULT@SECLEVEL=0 for diagnosis",
     ("tls", "the peer lacks secure renegotiation"): "the peer's TLS is older than RFC 5746 (2010): have it updated",
@@ -1733,10 +1734,10 @@ _VERIFY_ERRORS = {
     68: "a certificate's signature is too weak",
     **dict.fromkeys((4, 7, 29, 30, 31, 77), "a certificate's signature is wrong"),
     **dict.fromkeys((26, 39), "the certificate is for another purpose"),
-    **dict.fromkeys((25, 32, 37, 79), "a CA certificate may not issue certificates"),
+    **dict.fromkeys((24, 25, 32, 37, 79), "a CA certificate may not issue certificates"),
     **dict.fromkeys((47, 48, 49, 51, 52, 53), "a certificate breaks the name constraints of its CA"),
     **dict.fromkeys(range(80, 95), "a certificate breaks RFC 5280"),
-    **dict.fromkeys((6, 13, 14, 24, 34, 41, 42, 45, 46, 76, 78), "a certificate is malformed"),
+    **dict.fromkeys((6, 13, 14, 34, 41, 42, 45, 46, 76, 78), "a certificate is malformed"),
 }
 
 # Alerts of the peer about a client certificate: what each means if there was one. Java's TLS says BAD_CERTIFICATE where
@@ -1786,7 +1787,10 @@ _TLS_FAILURES = {
          "UNEXPECTED_RECORD", "LENGTH_MISMATCH", "BAD_LENGTH"),
         "the handshake was not understood",
     ),
-    "ALERT": "the peer ended the handshake",
+    **dict.fromkeys(
+        ("ALERT", "BAD_CERTIFICATE_STATUS", "BAD_CERTIFICATE_HASH", "CERTIFICATE_UNOBTAINABLE"),
+        "the peer ended the handshake",
+    ),
 }  # fmt: skip
 
 
@@ -1888,16 +1892,17 @@ def _decode_certificate(data: bytes) -> _Certificate:
 
 def _der(data: bytes) -> list[tuple[int, bytes]]:
     """Split DER (X.690) into its elements: tag and content of each."""
-    elements = []
-    while data:
-        length, start = data[1], 2
+    elements, at = [], 0
+    while at < len(data):
+        length, start = data[at + 1], at + 2
         if length & 0x80:
             start += length & 0x7F
-            length = int.from_bytes(data[2:start], "big")
-        if len(data) < start + length:
+            length = int.from_bytes(data[at + 2 : start], "big")
+        end = start + length
+        if end > len(data):
             raise ValueError("cut off")
-        elements.append((data[0], data[start : start + length]))
-        data = data[start + length :]
+        elements.append((data[at], data[start:end]))
+        at = end
     return elements
 
 
@@ -1925,10 +1930,13 @@ def _decode_time(tag: int, value: bytes) -> datetime | None:
     digits = value.decode("latin-1")
     if tag == 0x17:
         digits = ("19" if digits >= "50" else "20") + digits
-    try:
-        return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
-    except ValueError:
+    parts = re.fullmatch(r"([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})Z", digits)
+    if not parts:
         return None
+    year, month, day, hour, minute, second = map(int, parts.groups())
+    with contextlib.suppress(ValueError):
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
+    return None
 
 
 # -- 8. dialogue -------------------------------------------------------------------------------------------------------
