@@ -407,7 +407,7 @@ def test_invisible_characters_in_a_host(capsys: Capsys, character: str) -> None:
     for arguments in ([f"pa{character}cs.test"], ["--tls", "-k", "--server-name", f"pa{character}cs", "127.0.0.1:1"]):
         code, out, err = run_main(capsys, *arguments)
         assert (code, out) == (2, "")
-        assert "contains an invisible character" in err
+        assert "is not a host name" in err
 
 
 # --- What is pure ----------------------------------------------------------------------------------------------------
