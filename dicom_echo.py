@@ -2772,7 +2772,7 @@ class _Statistics:
     def add(self, result: EchoResult) -> None:
         self.sent += 1
         self.kinds[result.kind] = self.kinds.get(result.kind, 0) + 1
-        self.first, self.last = self.first or result, result
+        self.first, self.last = result if self.first is None else self.first, result  # a failure is false
         if result.ok:
             self.minimum, self.maximum = min(self.minimum, result.total), max(self.maximum, result.total)
             self._sum += result.total
@@ -2802,14 +2802,14 @@ class _Statistics:
     @property
     def duration(self) -> float:
         """Seconds from the start of the first echo to the end of the last."""
-        if not self.first or not self.last:
+        if self.first is None or self.last is None:
             return 0.0
         return (self.last.started_at - self.first.started_at).total_seconds() + self.last.total
 
     @property
     def verdict(self) -> EchoResult:
         """What stands for all echoes to a target: the last that failed, if any."""
-        verdict = self.last_failure or self.last
+        verdict = self.last if self.last_failure is None else self.last_failure
         if verdict is None:
             raise AssertionError("nothing stands for no echo at all")
         return verdict
@@ -3212,7 +3212,7 @@ def _json_lines(tally: _Tally, summary: bool) -> Iterator[str]:
     if summary:
         every = tally.total
         times = ("minimum", "average", "maximum", "deviation")
-        end = every.last and every.last.started_at.timestamp() + every.last.total
+        end = None if every.last is None else every.last.started_at.timestamp() + every.last.total
         summed = {
             "schema_version": 1,
             "type": "summary",
