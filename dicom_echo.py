@@ -2968,24 +2968,31 @@ class _Style(NamedTuple):
         return _SYMBOLS[name][0 if self.symbols else 1]
 
     def paint(self, colour: str, text: str) -> str:
-        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour and colour else text
 
-    def wrap(self, label: str, text: str) -> Iterator[str]:
+    def wrap(self, label: str, text: str, colour: str = "") -> Iterator[str]:
         """A label and a text, broken between words where the width is too small, and indented to stand beneath."""
-        text = _printable(text)
-        if self.width is None or _columns(label + text) <= self.width:
-            yield label + text
-            return
-        import textwrap
+        line = ""
+        for word in _printable(text).split(" "):
+            if line and self.width is not None and _columns(f"{label}{line} {word}") > self.width:
+                yield label + self.paint(colour, line)
+                label, line = " " * min(_columns(label), 13), ""
+            line = f"{line} {word}" if line else word
+        yield label + self.paint(colour, line)
 
-        indent = " " * min(len(label), self.width // 3)
-        yield from textwrap.wrap(
-            text, self.width, initial_indent=label, subsequent_indent=indent, break_long_words=False,
-            break_on_hyphens=False,
-        )  # fmt: skip
+    def cut(self, text: str, columns: int) -> str:
+        """A text without what is too much for so many columns."""
+        if _columns(text) > columns:
+            while text and _columns(text) >= columns:
+                text = text[:-1]
+            text += self.symbol("cut") if columns > 0 else ""
+        return text
 
 
-_SYMBOLS = {"ok": ("✅", "[OK]"), "failed": ("❌", "[FAILED]"), "bar": ("█", "#"), "sparks": ("▁▂▃▄▅▆▇█", "_.-~=+*#")}
+_SYMBOLS = {
+    "ok": ("✅", "[OK]"), "failed": ("❌", "[FAILED]"), "bar": ("█", "#"), "sparks": ("▁▂▃▄▅▆▇█", "_.-~=+*#"),
+    "cut": ("…", "~"),
+}  # fmt: skip
 _COLOURS = {"ok": "32", "failed": "31"}
 
 
@@ -2998,7 +3005,7 @@ def _no_text(tally: _Tally) -> Iterator[str]:
 def _text_on_one(tally: _Tally, style: _Style) -> Iterator[str]:
     """Text on one echo: the verdict, and on a failure where it went wrong and what to do."""
     for event in tally:
-        yield from style.wrap("", _headline(event.result, style))
+        yield from _headline("", event.result, style)
         yield from _circumstances(event.result, style)
         yield from _details(event.result, style)
     if tally.interrupted:
@@ -3014,7 +3021,7 @@ def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
         if result.ok:
             yield f"seq={tally.total.sent} {_answer(result)}"
         else:
-            yield from style.wrap(f"seq={tally.total.sent} id={result.message_id} ", _headline(result, style))
+            yield from _headline(f"seq={tally.total.sent} id={result.message_id} ", result, style)
             if (failure := (result.kind, str(result.error), result.status)) != seen:
                 yield from _circumstances(result, style)
             seen = failure
@@ -3040,19 +3047,27 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
     """Text on many targets: a row for each as it finishes, then the failures once more, whole, then totals."""
     names = {target: (target.target, _printable(target.label or "")) for target in tally.targets}
     widths = [max(map(_columns, column)) for column in zip(*names.values())]
+    if style.width is not None:  # a row is one line: first the labels give way, then the addresses
+        room = style.width - _columns(f"{style.symbol('failed')} ") - (44 if repeated else 16)  # times, gaps
+        widths[0] = min(widths[0], max(room, 8))
+        room -= widths[0] + len("  Connection lost")
+        widths[1] = min(widths[1], room) if room >= 8 else 0
 
     def name(target: _Request) -> str:
-        cells = (text + " " * (width - _columns(text)) for text, width in zip(names[target], widths) if width)
-        return "  ".join(cells)
+        cells = [style.cut(text, width) for text, width in zip(names[target], widths)]
+        return "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(cells, widths) if width)
 
     def row(target: _Request) -> str:
         statistics = tally.of.get(target)
         if not statistics:
             return f"{name(target)}  {'-':>9}"
-        start = f"{name(target)}  {_times(statistics, repeated)}  "
-        whole = _headline(statistics.verdict, style)
-        fits = style.width is None or _columns(start) + _columns(whole) <= style.width
-        return start + (whole if fits or statistics.verdict.ok else _headline(statistics.verdict, style, short=True))
+        verdict = statistics.verdict
+        colour, words = "ok" if verdict.ok else "failed", _verdict(verdict)
+        start = f"{name(target)}  {_times(statistics, repeated)}  {style.symbol(colour)} "
+        if style.width is not None:  # the failures stand below once more, whole
+            words = words if _columns(start + words) <= style.width else words.partition(":")[0]
+            start, words = style.cut(start, style.width), style.cut(words, style.width - _columns(start))
+        return start + style.paint(colour, words)
 
     live = endless and len(tally.targets) + 2 < style.height
     places = {target: len(tally.targets) - number for number, target in enumerate(tally.targets)}
@@ -3063,8 +3078,11 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             up = places[event.target]
             yield f"\x1b[{up}A\x1b[K{row(event.target)}\x1b[{up}B\r\x1b[A"
         elif endless:
-            verdict = _answer(event.result) if event.result.ok else _headline(event.result, style)
-            yield f"{name(event.target)}  seq={tally.of[event.target].sent} {verdict}"
+            start = f"{name(event.target)}  seq={tally.of[event.target].sent} "
+            if event.result.ok:
+                yield start + _answer(event.result)
+            else:
+                yield from _headline(f"{start}id={event.result.message_id} ", event.result, style)
         elif event.last:
             yield row(event.target)
             yield from _details(event.result, style)
@@ -3076,7 +3094,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         for target in failed:
             label = f" {_printable(target.label)}" if target.label else ""
             result = tally.of[target].verdict
-            yield from style.wrap("", f"{target.target}{label}: {_headline(result, style)}")
+            yield from _headline(f"{target.target}{label}: ", result, style)
             yield from _circumstances(result, style)
             yield from _notes(result, style)  # such as what the peer has to say about its refusal
         yield ""
@@ -3086,10 +3104,9 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
     )  # fmt: skip
     line = f"{tally.total.sent} {what}: " + (", ".join(f"{number} {kind}" for kind, number in kinds) or "none answered")
     if tally.interrupted:
-        under_way = len(tally.under_way)
-        line += f"; interrupted with {under_way} under way"
-        if left := len(tally.targets) - len({*tally.of, *tally.under_way}):
-            line += f" and {left} not asked"
+        left = {"under way": len(tally.under_way), "not asked": len({*tally.targets} - {*tally.of, *tally.under_way})}
+        rest = " and".join(f" {number} {what}" for what, number in left.items() if number)
+        line += f"; interrupted with{rest}" if rest else "; interrupted"
     yield from style.wrap("", line)
 
 
@@ -3124,10 +3141,10 @@ def _verdict(result: EchoResult) -> str:
     return "Success" if result.ok else f"Failed: status {_hex(result.status or 0)}, {result.status_text}"
 
 
-def _headline(result: EchoResult, style: _Style, short: bool = False) -> str:
+def _headline(label: str, result: EchoResult, style: _Style) -> Iterator[str]:
     """The verdict with its symbol."""
-    colour, text = "ok" if result.ok else "failed", _verdict(result)
-    return f"{style.symbol(colour)} {style.paint(colour, text.partition(':')[0] if short else text)}"
+    colour = "ok" if result.ok else "failed"
+    return style.wrap(f"{label}{style.symbol(colour)} ", _verdict(result), colour)
 
 
 def _circumstances(result: EchoResult, style: _Style) -> Iterator[str]:
