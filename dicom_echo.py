@@ -3270,17 +3270,16 @@ class _Thresholds(NamedTuple):
         if not verdict.ok:
             own = verdict.error and (verdict.error._case in ("this host", "suspended"))
             return _State.UNKNOWN if own else _State.CRITICAL, ""
-        states, took = [(_State.OK, "")], statistics.average * 1000
-        days = _days_left(verdict)
+        worst, why, took, days = _State.OK, "", statistics.average * 1000, _days_left(verdict)
         for state, limit, limit_cert in (
             (_State.WARNING, self.warning, self.warning_cert), (_State.CRITICAL, self.critical, self.critical_cert)
         ):  # fmt: skip
             if limit is not None and took > limit:
-                states.append((state, ""))
+                worst = state
             if limit_cert is not None and days is not None and days < limit_cert:
                 when = f"expires in {days:.0f} days" if days >= 0 else f"expired {-days:.0f} days ago"
-                states.append((state, f"certificate {when}"))
-        return max(states, key=lambda each: each[0])
+                worst, why = state, f"certificate {when}"
+        return worst, why
 
 
 def _days_left(result: EchoResult) -> float | None:
@@ -3332,7 +3331,8 @@ def _plugin_text(target: _Request, statistics: _Statistics, why: str) -> str:
     text = f"{target.label} ({target.target})" if target.label else target.target
     text += f" answered in {statistics.average * 1000:.1f} ms" if result.ok else f": {_verdict(result)}"
     text += f", {why}" if why else ""
-    return _plugin_line(text + (f" ({statistics.succeeded} of {statistics.sent})" if statistics.sent > 1 else ""))
+    text += f" ({statistics.succeeded} of {statistics.sent} succeeded)" if statistics.sent > 1 else ""
+    return _plugin_line(text)
 
 
 def _plugin_line(text: str) -> str:
