@@ -2035,7 +2035,6 @@ class _Dialogue:
 
     def echo(self, message_id: int) -> bytes:
         self._phase, self._message_id = Phase.echo, message_id
-        self._command.clear()
         return _encode_c_echo_rq(message_id, self._peer_max_pdu)
 
     def release(self) -> bytes:
@@ -2161,7 +2160,8 @@ class _Dialogue:
             if len(self._command) > _MAX_COMMAND_LENGTH:
                 raise ProtocolError(f"a command set of more than {_MAX_COMMAND_LENGTH} bytes")
             if header & 2:
-                return self._on_command(bytes(self._command))
+                command, self._command = bytes(self._command), bytearray()
+                return self._on_command(command)
         return None
 
     def _on_command(self, data: bytes) -> _Answered:
