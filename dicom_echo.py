@@ -677,10 +677,11 @@ class Identity:
             raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
         self._type = 2 if password is not None else kinds[0]
         self._primary, self._secondary = (
-            value.encode() if isinstance(value, str) else bytes(value)
+            value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
             for value in (given[kinds[0]] or "", password or "")
         )
-        if not self._primary or len(self._primary) + len(self._secondary) > 65000:
+        empty = not self._primary or (self._type == 2 and not self._secondary)
+        if empty or len(self._primary) + len(self._secondary) > 65000:
             raise ValueError("an identity must not be empty, nor longer than 65,000 bytes")
 
     def __repr__(self) -> str:
