@@ -2573,7 +2573,9 @@ def _without_secret(pdu: bytes) -> bytes:
     while place < len(pdu):
         kind, length = pdu[place], int.from_bytes(pdu[place + 2 : place + 4], "big")
         if kind in (0x58, 0x59):
-            return pdu[: place + 6] + bytes(max(0, length - 2)) + pdu[place + 4 + length :]
+            end = min(place + 4 + length, len(pdu))
+            start = min(place + 6, end)  # after the length of the first field
+            return pdu[:start] + bytes(end - start) + pdu[end:]
         place += 4 if kind == 0x50 else 4 + length  # into the user information
     return pdu
 
