@@ -1497,6 +1497,8 @@ class _Wire:
             raise
         except Exception as error:  # any: an application's own resolver raises what it likes
             message, case, detail = "name not resolved", "", _reason(error)
+            if isinstance(error, OSError) and error.errno in _THIS_HOST and not isinstance(error, socket.gaierror):
+                case = "this host"
             if family:
                 with contextlib.suppress(Exception):
                     if (yield from self._look_up(look_up, literal, 0, socket.SOCK_STREAM)):
