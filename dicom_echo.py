@@ -725,7 +725,7 @@ class _Request:
 
     @classmethod
     def make(
-        cls, address: str | Address, called: str, calling: str, label: str | None = None, **options: Unpack[Options]
+        cls, address: str | Address, called: str, calling: str, label: str | None = None, /, **options: Unpack[Options]
     ) -> _Request:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(Options.__annotations__)}")
@@ -1536,9 +1536,9 @@ class _Wire:
 
         try:
             ours, theirs = socket.socketpair()
-        except OSError:
+        except OSError:  # no descriptors, without which nothing can be looked up or connected to
             _look_ups.release()
-            return look_up(*arguments)
+            raise
         with ours:
             try:
                 threading.Thread(target=run, name="dicom-echo-resolve", daemon=True).start()
