@@ -3936,7 +3936,18 @@ def _jobs(wanted: int | None, targets: int) -> int:
     return max(1, allowed - 64)
 
 
-_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr)|/(?:dev|proc/(?:self|\d+))/fd/(\d+)")
+def _named_descriptor(file: str) -> int | None:
+    """Which of our open descriptors a path names, as /dev/stdout, /dev/fd/3 and links to such do."""
+    own = re.compile(rf"(?:/dev|/proc/{os.getpid()}(?:/task/\d+)?)/fd/(\d+)")
+    for _ in range(40):  # as many links as Linux follows
+        folder, name = os.path.split(file)
+        file = os.path.join(os.path.realpath(folder), name)
+        if found := own.fullmatch(file):
+            return int(found[1])
+        if not os.path.islink(file):
+            return None
+        file = os.path.join(os.path.dirname(file), os.readlink(file))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 @contextlib.contextmanager
@@ -3951,10 +3962,9 @@ def _output(file: str | None) -> Iterator[TextIO]:
     replaces = not os.path.exists(final) or os.path.isfile(final)
     draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
-        if named := _DESCRIPTOR.fullmatch(file):  # one of our own: another opening of it would begin at its start
+        if (number := _named_descriptor(file)) is not None:  # another opening of it would begin at its start
             replaces = False
-            number = named[2] or ("stdin", "stdout", "stderr").index(named[1])
-            stream = open(os.dup(int(number)), "w", encoding="utf-8")  # noqa: SIM115
+            stream = open(os.dup(number), "w", encoding="utf-8")  # noqa: SIM115
         elif not replaces:  # a pipe or a device; a pipe that nobody reads must not be waited for
             flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)
             stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
