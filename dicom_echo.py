@@ -3959,14 +3959,14 @@ def _output(file: str | None) -> Iterator[TextIO]:
         yield sys.stdout or io.StringIO()  # a process may be started without
         return
     final = os.path.realpath(file)
-    replaces = not os.path.exists(final) or os.path.isfile(final)
+    replaces = not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
     draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
         if (number := _named_descriptor(file)) is not None:  # another opening of it would begin at its start
             replaces = False
             stream = open(os.dup(number), "w", encoding="utf-8")  # noqa: SIM115
         elif not replaces:  # a pipe or a device; a pipe that nobody reads must not be waited for
-            flags = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)
+            flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
             stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
             if hasattr(os, "set_blocking"):
                 os.set_blocking(stream.fileno(), True)
