@@ -3442,6 +3442,7 @@ def _peer_of_our_own(host: str) -> Iterator[str]:
 # -- 14. command -------------------------------------------------------------------------------------------------------
 
 _USAGE_ERROR, _INTERRUPTED = 2, 128  # and the number of the signal
+_is_command = False  # _command() sets it: the streams and the signals of this process are ours
 _ANSWERED_OTHERWISE = ("status", "rejected", "not-supported", "aborted", "protocol")
 
 _DESCRIPTION = """\
@@ -3474,14 +3475,17 @@ def _complain(message: str, *further: str) -> None:
 def _unknown(why: str) -> int:
     """What a monitoring system is told where there is no result."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, but the exit code tells it too
-        print(_encodable(f"DICOM ECHO UNKNOWN - {_plugin_line(why)}", sys.stdout), flush=True)
+        print(_encodable(f"DICOM ECHO UNKNOWN - {_plugin_line(why)}", sys.stdout))
     return _State.UNKNOWN
 
 
 def _encodable(text: str, stream: Any) -> str:
     """A text without what the stream cannot encode; the stream's own settings are left as they are."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:  # an application's stream may have made one up
+        return text.encode("ascii", "backslashreplace").decode()
 
 
 def _argument(read: Callable[[str], _T]) -> Callable[[str], _T]:
@@ -3956,7 +3960,8 @@ def _output(file: str | None) -> Iterator[TextIO]:
     import io
 
     if file is None or file == "-":
-        yield sys.stdout or io.StringIO()  # a process may be started without
+        closed = sys.stdout is None or getattr(sys.stdout, "closed", False)  # a process may be started without
+        yield io.StringIO() if closed else sys.stdout
         return
     final = os.path.realpath(file)
     replaces = not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
@@ -4029,7 +4034,7 @@ def _thresholds(args: argparse.Namespace) -> _Thresholds:
 def _is_terminal(stream: Any) -> bool:
     """An application may have put anything in the place of a stream; TERM=dumb is none that lines can be changed on."""
     isatty = getattr(stream, "isatty", None)
-    return bool(isatty and isatty()) and os.environ.get("TERM") != "dumb"
+    return bool(isatty and not getattr(stream, "closed", False) and isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def _style(choice: str, verbose: bool, stream: Any) -> _Style:
@@ -4048,11 +4053,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
         width = int(os.environ.get("COLUMNS") or 0) if os.environ.get("COLUMNS", "").isdecimal() else width
         width = width or shutil.get_terminal_size().columns
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
-    try:
-        encodable = bool(_encodable(symbols, stream) == symbols)
-    except LookupError:
-        encodable = False
-    return _Style(colour, encodable, verbose, width, height)
+    return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height)
 
 
 def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
@@ -4086,7 +4087,7 @@ def _unwritten(error: Exception) -> int:
 
 
 def _flush() -> int:
-    """Flush; point a broken stream at devnull so that exit is quiet."""
+    """Flush; point a broken stream at devnull so that exit is quiet, where the process is ours."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -4096,7 +4097,8 @@ def _flush() -> int:
             if not isinstance(error, OSError):
                 continue  # closed, or an application's own
             with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                if _is_command:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = _unwritten(error) if stream is sys.stdout else code
     return code
 
@@ -4232,7 +4234,7 @@ def _print_report(
                     print(file=stream)  # ^C stands in the line
                 if not signals.can_write(stream):
                     break
-                print(_encodable(line, stream), file=stream, flush=True)
+                print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
             show("")
     except OSError as error:  # everything else that may fail is in a result
         unwritten = _unwritten(error)
@@ -4289,10 +4291,10 @@ def _for_nagios(arguments: Sequence[str]) -> bool:
 
 def _command() -> NoReturn:
     """Run the command in a process of its own: the console script, ``python -m``, the archive."""
-    global _own_process
+    global _own_process, _is_command
     import signal
 
-    _own_process = True
+    _own_process = _is_command = True
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while no echo runs, Ctrl-C ends the process: no traceback
     if _for_nagios(sys.argv):
