@@ -26,6 +26,12 @@ Steps are named and explained in the standard's own terms: PS3.7 (C-ECHO) and PS
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # from here on, Ctrl-C ends the process without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import enum
 import errno
@@ -4103,10 +4109,19 @@ def _flush() -> int:
     return code
 
 
+def _stop_signals() -> list[int]:
+    """Those that end a process and are not ignored, as SIGINT is in a job put into the background."""
+    import signal
+
+    named = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+    return [number for number in named if number and signal.getsignal(number) != signal.SIG_IGN]
+
+
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP end the stream of results; a second one does what it would have done without us."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_word: bool) -> None:
+        self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
         self.number = 0
         self.stream: _Stream | None = None  # None: not begun
         self._at = 0.0
@@ -4126,10 +4141,7 @@ class _Signals:
     def __enter__(self) -> _Signals:
         import signal
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is None or signal.getsignal(number) == signal.SIG_IGN:  # as in a job put into the background
-                continue
+        for number in _stop_signals():
             with contextlib.suppress(ValueError):  # not the main thread, or not the main interpreter
                 self._before[number] = signal.signal(number, self.on_signal) or signal.SIG_DFL  # None: not Python's
         return self
@@ -4138,7 +4150,7 @@ class _Signals:
         import signal
 
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._last_word else handler)
 
     def can_write(self, stream: Any) -> bool:
         """Wait until the reader takes more; after an interruption no longer than a second."""
@@ -4197,7 +4209,9 @@ def _run(arguments: list[str], parser: Any) -> int:
                 args.hosts = [stack.enter_context(own)]
             targets = _targets(args, options)
             jobs = _jobs(args.jobs, len(targets))
-            signals = stack.enter_context(_Signals())  # not before standard input has been read, which they would keep
+            signals = stack.enter_context(  # not before standard input has been read, which they would keep
+                _Signals(last_word=_is_command and args.format == "nagios")
+            )
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
             parser.error(*(re.sub(r"^source must", "--source must", str(each)) for each in error.args))
@@ -4220,7 +4234,8 @@ def _print_report(
 
     def show(text: str) -> None:
         if shows_progress:
-            print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
     tally = _Tally(campaign.outcomes(lambda: show(_progress(tally))), targets)
     signals.stream, unwritten = campaign, 0
@@ -4300,12 +4315,12 @@ def _command() -> NoReturn:
     if _for_nagios(sys.argv):
 
         def on_signal(*_: object) -> NoReturn:
-            os.write(1, b"DICOM ECHO UNKNOWN - interrupted\n")
+            with contextlib.suppress(OSError):
+                os.write(1, b"DICOM ECHO UNKNOWN - interrupted\n")
             os._exit(_State.UNKNOWN)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, on_signal)
+        for number in _stop_signals():
+            signal.signal(number, on_signal)
     code = main()
     if code > _INTERRUPTED and os.name == "posix":
         signal.signal(code - _INTERRUPTED, signal.SIG_DFL)  # so that a shell's loop around the command ends, too
