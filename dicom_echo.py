@@ -2312,6 +2312,8 @@ def _load_codec() -> None:
     try:
         _encode_associate_rq("A", "B", 0, (_VERIFICATION,), None)
         _encode_c_echo_rq(0, 0)
+    except OSError as error:  # such as too many open files
+        raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
         from importlib import metadata
 
