@@ -2690,7 +2690,7 @@ class _Stream:
         self._ours: socket.socket | None = None
 
     def outcomes(self, idle: Callable[[], None] = lambda: None) -> Generator[Any, None, None]:
-        """Yield outcomes as they come; call ``idle`` after each second without one. Closing it ends all tasks."""
+        """Yield outcomes as they come; call ``idle`` once a second meanwhile. Closing it ends all tasks."""
         with contextlib.ExitStack() as stack:
             theirs, thread = None, None
             try:
@@ -2710,11 +2710,13 @@ class _Stream:
     def _read(self, idle: Callable[[], None]) -> Iterator[Any]:
         import queue
 
+        due = time.monotonic() + 1.0
         while True:
-            try:
-                outcome = self._outcomes.get(timeout=1.0)  # for ever would keep Ctrl-C back on Windows
+            try:  # to wait for ever would keep Ctrl-C back on Windows
+                outcome = self._outcomes.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 idle()
+                due = time.monotonic() + 1.0
                 continue
             if outcome is None:
                 return
@@ -4045,6 +4047,15 @@ def _is_terminal(stream: Any) -> bool:
     return bool(isatty and not getattr(stream, "closed", False) and isatty()) and os.environ.get("TERM") != "dumb"
 
 
+def _terminal_size(stream: Any) -> tuple[int, int]:
+    """Columns and lines."""
+    width, height = 0, 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        width, height = os.get_terminal_size(stream.fileno())
+    columns = os.environ.get("COLUMNS", "")
+    return (int(columns) if columns.isdecimal() else 0) or width or 80, height
+
+
 def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     """Fit a report to the stream: never a character that it cannot encode."""
     terminal = _is_terminal(stream)
@@ -4052,14 +4063,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     colour = choice == "always" or (choice == "auto" and wanted)
     if colour and os.name == "nt":
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width, height = None, 0
-    if terminal:
-        import shutil
-
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            width, height = os.get_terminal_size(stream.fileno())
-        width = int(os.environ.get("COLUMNS") or 0) if os.environ.get("COLUMNS", "").isdecimal() else width
-        width = width or shutil.get_terminal_size().columns
+    width, height = _terminal_size(stream) if terminal else (None, 0)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
     return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height)
 
@@ -4236,6 +4240,8 @@ def _print_report(
 
     def show(text: str) -> None:
         if shows_progress:
+            text = text[: _terminal_size(sys.stderr)[0] - 1]  # a line that is broken cannot be written over
+            text = text if _encodable("…", sys.stderr) == "…" else text.replace("…", "...")
             with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
@@ -4247,8 +4253,8 @@ def _print_report(
         with stack.pop_all(), _debugging(args.debug):  # the end of the output may fail, too
             for line in _report(args, tally, _style(args.color, args.verbose or args.debug, stream)):
                 show("")
-                if signals.number and _is_terminal(stream) and "--- " in line:
-                    print(file=stream)  # ^C stands in the line
+                if signals.number and _is_terminal(stream):
+                    print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
                 if not signals.can_write(stream):
                     break
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
