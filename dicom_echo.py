@@ -3525,7 +3525,7 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
             number = math.nan
         if not low <= number <= high or number == math.inf:  # `isinf` fails on whole numbers of 310 digits
             what = "a whole number " if kind is int else ""
-            limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
+            limits = f"{'of ' if what else ''}at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
             raise ValueError(f"must be {what}{limits}, not {text!r}")
         return number
 
@@ -3711,6 +3711,7 @@ def _check(args: argparse.Namespace) -> None:
         (args.key and not args.cert, "--key requires --cert"),
         (args.key_password_file and not args.cert, "--key-password-file requires --cert"),
         (args.insecure and args.cacert, "--insecure cannot be combined with --cacert"),
+        (len(args.transfer_syntaxes or ()) > 100, "--transfer-syntax can be given at most 100 times"),
         (sum(map(bool, identities)) > 1, "--user, --jwt-file, --saml-file and --kerberos-file exclude each other"),
         (args.password_file and not args.user, "--password-file requires --user"),
         (inputs.count("-") > 1, "standard input can be read only once"),
