@@ -3525,7 +3525,9 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
             number = math.nan
         if not low <= number <= high or number == math.inf:  # `isinf` fails on whole numbers of 310 digits
             what = "a whole number " if kind is int else ""
-            limits = f"{'of ' if what else ''}at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
+            limits = (
+                f"{'of ' if what else ''}at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
+            )
             raise ValueError(f"must be {what}{limits}, not {text!r}")
         return number
 
@@ -3936,19 +3938,19 @@ def _jobs(wanted: int | None, targets: int) -> int:
     """How many targets to ask in parallel: as many as wanted, or as the system has room for."""
     jobs = min(wanted or _DEFAULT_JOBS, targets)
     if sys.platform == "win32":
-        return min(jobs, 500)  # its select takes 512 sockets
-    if jobs == 1:
-        return jobs
-    import resource
+        room = 500  # its select takes 512 sockets
+    else:
+        import resource
 
-    needed = jobs + 64  # the rest of the process has files open too
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if resource.RLIM_INFINITY != soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if wanted and allowed < needed:
-        raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
-    return max(1, allowed - 64)
+        needed = jobs + 64  # the rest of the process has files open too
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if resource.RLIM_INFINITY != soft < allowed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if wanted and jobs > 1 and allowed < needed:
+            raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
+        room = max(1, allowed - 64)
+    return min(jobs, room)
 
 
 def _named_descriptor(file: str) -> int | None:
@@ -3998,11 +4000,12 @@ def _output(file: str | None) -> Iterator[TextIO]:
             yield stream
         if replaces and (os.path.getsize(draft) or not os.path.exists(final)):  # an interrupted run may have nothing
             if os.path.exists(final):
-                with contextlib.suppress(OSError):  # those of the file that is replaced, as far as they may be given
-                    old = os.stat(final)
+                old = os.stat(final)  # whose group and mode are kept, as far as this user may give them
+                with contextlib.suppress(OSError):
+                    if hasattr(os, "chown"):
+                        os.chown(draft, -1, old.st_gid)
+                with contextlib.suppress(OSError):
                     os.chmod(draft, old.st_mode & 0o7777)
-                    os.chown(draft, -1, old.st_gid)
-                    os.chmod(draft, old.st_mode & 0o7777)  # which a change of the group may have taken away
             os.replace(draft, final)
     finally:
         if replaces:
@@ -4166,7 +4169,7 @@ class _Signals:
         poll: Any = getattr(select, "poll", None)  # Windows polls only sockets
         try:
             poller = poll()
-            poller.register(stream.fileno(), select.POLLOUT)
+            poller.register(stream.fileno(), getattr(select, "POLLOUT", 0))
         except (TypeError, OSError, ValueError, AttributeError):  # there is none, or no descriptor to poll
             return True
         waited = 0.0
