@@ -3429,24 +3429,354 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str],
 
 # -- 13. other end -----------------------------------------------------------------------------------------------------
 
+# pynetdicom spends two threads that poll on each connection, waits without limit for the rest of a PDU and reads
+# whatever length is announced: a hundred silent callers are enough to keep it from answering another. So a thread of
+# ours receives each caller, and sleeps while it is silent. pynetdicom is asked, over a socket pair, for the answer to
+# each whole request: an association there lasts for the A-ASSOCIATE-RQ and one request more.
+
+_MAX_CALLERS = 256  # one more, and the one that has been silent longest is dropped
+_MAX_ASSOCIATIONS = 8  # with pynetdicom at the same time; more would only slow each other down
+_CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
+_IDLE_SECONDS = 60.0  # from an answer to the next request
+_MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
+_COMMAND_IS_C_ECHO_RQ = bytes.fromhex("0000 0001 02000000 3000")  # (0000,0100) = 0030H
+
+# What OpenSSL calls it (a part of it is enough), what we call it, and what to do.
+_CALLERS_TLS_FAILURES = [
+    ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
+    ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
+    ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
+    ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
+    ("ALERT", "the caller refuses our certificate", "let the caller trust the CA that issued --cert"),
+    ("PROTOCOL", "the caller offers no TLS 1.2 or later", "configure the caller for TLS 1.2 or later"),
+]
+
+
+@dataclass(eq=False)
+class _Visit:
+    """A connection to the other end: what the caller sent, and how it ended."""
+
+    started_at: datetime
+    host: str
+    port: int
+    tls: str | None = None
+    called: str | None = None  # None: no A-ASSOCIATE-RQ came
+    calling: str | None = None
+    version_name: str | None = None
+    proposed: list[tuple[str, list[str]]] = field(default_factory=list)  # SOP classes, each with its transfer syntaxes
+    rejected: int | None = None  # the reason, PS3.8 Table 9-21
+    echoes: int = 0
+    end: str = ""
+    hint: str = ""
+
+
+class _OtherEnd:
+    """A Verification SCP, and the stream of visits to it."""
+
+    def __init__(
+        self, called: str | None, calling: str | None, tls: ssl.SSLContext | None, count: int, wait: float
+    ) -> None:
+        import queue
+
+        from pynetdicom.ae import ApplicationEntity
+
+        self.called, self.calling, self.tls, self.count, self.wait = called, calling, tls, count, wait
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.accepted = self.answered = 0
+        self.addresses: list[str] = []
+        self.open: dict[_Visit, socket.socket] = {}  # the one that has been silent longest comes first
+        self.lock = threading.Lock()  # for `answered` and `open`
+        self.turns = threading.Semaphore(_MAX_ASSOCIATIONS)
+        entity = ApplicationEntity(ae_title=called or DEFAULT_CALLED_AE_TITLE)
+        entity.add_supported_context(_VERIFICATION, list(_TRANSFER_SYNTAXES.values()))
+        entity.require_called_aet, entity.require_calling_aet = called is not None, [calling] if calling else []
+        entity.maximum_associations = sys.maxsize  # it counts those, too, that are about to end
+        entity.network_timeout = None
+        self.acceptor = entity.make_server(("127.0.0.1", 0))
+        self.acceptor.server_close()  # it does not listen: connections are handed to it
+
+    def accept(self, listeners: list[socket.socket], stop: socket.socket) -> None:
+        """Start a thread for each caller, until `stop` is readable."""
+        with selectors.DefaultSelector() as selector:
+            for each in (*listeners, stop):
+                selector.register(each, selectors.EVENT_READ)
+            while stop not in (ready := [cast(socket.socket, key.fileobj) for key, _ in selector.select()]):
+                for listener in ready:
+                    try:
+                        self.welcome(*listener.accept())
+                    except (OSError, RuntimeError):  # the caller has gone, or this host has no more files or threads
+                        self.drop_all_but(len(self.open) // 2, "dropped: this host has no more files or threads")
+
+    def welcome(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        if self.tls:
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        visit = _Visit(datetime.now().astimezone(), *address[:2])
+        self.accepted += 1
+        with self.lock:
+            self.open[visit] = sock
+        self.drop_all_but(_MAX_CALLERS, f"dropped: silent for longer than {_MAX_CALLERS} others")
+        threading.Thread(target=self.attend, args=(visit, sock), daemon=True).start()
+
+    def drop_all_but(self, most: int, why: str) -> None:
+        """Drop those that have been silent longest; their threads see the end of the connection."""
+        with self.lock:
+            for visit in list(self.open)[: len(self.open) - most]:
+                visit.end = why
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self.open.pop(visit), socket.SHUT_RDWR)  # SSLSocket's is not for threads
+
+    def attend(self, visit: _Visit, sock: socket.socket) -> None:
+        """Serve a caller, whatever it does."""
+        try:
+            with sock:
+                try:
+                    end = self.converse(visit, sock)
+                except ProtocolError:
+                    sock.sendall(_ABORT)
+                    raise
+        except EchoError as error:
+            end, visit.hint = error.message, error.hint
+        except socket.timeout:
+            end = "dropped: silent or slow for too long"
+        except OSError as error:
+            reason = getattr(error, "reason", None) or ""  # OpenSSL's
+            known = [(what, hint) for name, what, hint in _CALLERS_TLS_FAILURES if name in reason]
+            end, visit.hint = known[0] if known else (f"connection lost: {_reason(error)}", "")
+        except Exception as error:  # any: the other callers are still served
+            end = f"internal error: {error!r}"
+        with self.lock:
+            self.open.pop(visit, None)
+            visit.end = visit.end or end
+        self.events.put(visit)
+
+    def converse(self, visit: _Visit, sock: socket.socket) -> str:
+        """Pass a caller's requests to pynetdicom and the answers back; gives how the association ended."""
+        until = time.monotonic() + _CALL_SECONDS
+        if self.tls:
+            encrypted = cast("ssl.SSLSocket", sock)
+            encrypted.settimeout(_CALL_SECONDS)
+            encrypted.do_handshake()
+            visit.tls = encrypted.version()
+        kind, request = 1, _receive_pdu(sock, until, _MAX_REQUEST_LENGTH, {1})
+        _read_associate_rq(visit, request)
+        requests = [request]
+        while kind != 7:
+            answer = self.ask(visit, requests)
+            with self.lock:
+                visit.echoes += kind == answer[0] == 4
+                self.answered += kind == answer[0] == 4
+                if visit in self.open:
+                    self.open[visit] = self.open.pop(visit)
+                enough = 0 < self.count <= self.answered
+            sock.settimeout(_CALL_SECONDS)
+            sock.sendall(answer)
+            if answer[0] == 3:
+                visit.rejected, visit.hint = answer[9], self.admitting(visit)
+                return f"rejected: {_REJECT_REASONS[answer[8], answer[9]]} (reason {answer[9]})"
+            if answer[0] in (6, 7):
+                return "released" if answer[0] == 6 else "aborted by this end"
+            kind, request = _receive_request(sock, time.monotonic() + (_RELEASE_TIMEOUT if enough else _IDLE_SECONDS))
+            requests[1:] = [request]
+        return "aborted by the caller"
+
+    def ask(self, visit: _Visit, requests: list[bytes]) -> bytes:
+        """Get pynetdicom's answer to the last request; an association that is idle has no threads of pynetdicom."""
+        inside, outside = socket.socketpair()
+        with self.turns, inside, outside:
+            self.acceptor.process_request(outside, (visit.host, visit.port))
+            until = time.monotonic() + _CALL_SECONDS
+            for request in requests:
+                inside.settimeout(_CALL_SECONDS)
+                inside.sendall(request)
+                answer = _receive_pdu(inside, until, _MAX_REQUEST_LENGTH, {2, 3, 4, 6, 7})
+        return answer
+
+    def admitting(self, visit: _Visit) -> str:
+        """What would admit a caller that is rejected."""
+        import shlex
+
+        options = []
+        if self.called and visit.called != self.called:
+            options.append(f"-aec {shlex.quote(visit.called or '')}")
+        if self.calling and visit.calling != self.calling:
+            options.append(f"-aet {shlex.quote(visit.calling or '')}")
+        wanted = f'call "{self.called or visit.called}" as "{self.calling or visit.calling}"'
+        return f"let the caller {wanted}, or listen with {' '.join(options)}"
+
+    def end(self) -> None:
+        """End the stream of visits; made to be called by a signal handler."""
+        self.events.put(None)
+
+    def visits(self) -> Iterator[_Visit]:
+        """Each visit as it ends; after `count` echoes, the time limit or the end mark, those that are still open."""
+        import queue
+
+        until = time.monotonic() + self.wait
+        while True:
+            left = math.inf if self.answered else max(until - time.monotonic(), 0.0)
+            if not left:
+                self.end()
+            with contextlib.suppress(queue.Empty):
+                visit = self.events.get(timeout=min(left, 1.0))  # for ever would keep Ctrl-C back on Windows
+                if visit is None:
+                    break
+                yield visit
+                if 0 < self.count <= self.answered:
+                    self.end()
+        for visit in list(self.open):
+            visit.end = "still open"
+            yield visit
+
+
+@contextlib.contextmanager
+def _listen(
+    endpoints: Sequence[tuple[str, int]],
+    called: str | None = None,
+    calling: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    count: int = 0,
+    wait: float = math.inf,
+) -> Iterator[_OtherEnd]:
+    """The other end, while it listens; of several addresses, those that this host has count."""
+    import warnings
+
+    end = _OtherEnd(called, calling, tls, count, wait)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())  # pydicom's, in pynetdicom's threads
+        warnings.simplefilter("ignore")
+        listeners: list[socket.socket] = []
+        for host, port in endpoints:
+            try:
+                family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+                listener = stack.enter_context(socket.create_server(address, family=family, backlog=_MAX_CALLERS))
+            except OSError as error:
+                if listeners and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue
+                raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
+            listener.setblocking(False)  # a caller may have gone before it is accepted
+            listeners.append(listener)
+            end.addresses.append(_host_port(*listener.getsockname()[:2]))
+        stop, stopping = map(stack.enter_context, socket.socketpair())
+        accepting = threading.Thread(target=end.accept, args=(listeners, stop), daemon=True)
+        accepting.start()
+        stack.callback(end.drop_all_but, 0, "dropped: this end has stopped")
+        stack.callback(accepting.join)
+        stack.callback(stopping.close)
+        yield end
+
 
 @contextlib.contextmanager
 def _peer_of_our_own(host: str) -> Iterator[str]:
-    """A real peer in this process, on a free port that only this host can reach; gives its address."""
-    from pynetdicom.ae import ApplicationEntity
+    """The address of another end in this process, on a free port that only this host can reach."""
+    with _listen([(host, 0)]) as end:
+        yield f"{DEFAULT_CALLED_AE_TITLE}@{end.addresses[0]}"
 
-    peer = ApplicationEntity(ae_title=DEFAULT_CALLED_AE_TITLE)
-    peer.add_supported_context(_VERIFICATION)
+
+def _receive_pdu(sock: socket.socket, until: float, room: int, due: set[int]) -> bytes:
+    """A whole PDU of one of the types that are due."""
+    pdu, size = bytearray(), 6
+    while len(pdu) < size:
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        part = sock.recv(size - len(pdu))
+        if not part:
+            raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if pdu else ''}")
+        pdu += part
+        if len(pdu) == size == 6:
+            if pdu.startswith(b"\x16\x03"):
+                raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
+            expected = " or ".join(_PDU_NAMES[kind] for kind in sorted(due))
+            if pdu[0] not in due:
+                raise ProtocolError(f"received {_PDU_NAMES.get(pdu[0], str(bytes(pdu))[2:-1])}, expected {expected}")
+            size += int.from_bytes(pdu[2:], "big")
+            if size > room:
+                raise ProtocolError(f"received {_PDU_NAMES[pdu[0]]} of {size} bytes, expected no more than {room}")
+    return bytes(pdu)
+
+
+def _receive_request(sock: socket.socket, until: float) -> tuple[int, bytes]:
+    """The next request whole, and its kind: an A-RELEASE-RQ, an A-ABORT, or the P-DATA-TF PDUs of a C-ECHO-RQ."""
+    request = command = b""
+    while True:
+        pdu = _receive_pdu(sock, until, _MAX_REQUEST_LENGTH - len(request), {4, 5, 7})
+        request += pdu
+        if pdu[0] != 4:
+            return pdu[0], request
+        for _, control, fragment in _decode_p_data(pdu):
+            command += fragment
+            if control & 2:  # it is the last
+                if _COMMAND_IS_C_ECHO_RQ not in command:
+                    raise ProtocolError("received a message other than C-ECHO-RQ")
+                return 4, request
+
+
+def _read_associate_rq(visit: _Visit, pdu: bytes) -> None:
+    """A-ASSOCIATE-RQ (PS3.8 9.3.2); by hand, so that a caller shows even where pynetdicom cannot decode it."""
+    from pynetdicom.pdu import A_ASSOCIATE_RQ
+
+    what = "A-ASSOCIATE-RQ"
+    visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
+    for kind, item in _items(pdu[74:], what):
+        if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
+            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item[4:], what)]
+            offered = [name for kind, name in syntaxes if kind == 0x40]
+            visit.proposed += [(name, offered) for kind, name in syntaxes if kind == 0x30]
+        elif kind == 0x50:
+            visit.version_name = _text(dict(_items(item, what)).get(0x55))
     try:
-        server = peer.start_server((host, 0), block=False)
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}: {_reason(error)}") from None
-    if server is None:
-        raise AssertionError("a server that does not block is returned")
-    try:
-        yield f"{DEFAULT_CALLED_AE_TITLE}@{_host_port(*server.server_address[:2])}"
-    finally:
-        server.shutdown()
+        request = A_ASSOCIATE_RQ()
+        request.decode(pdu)
+        request.to_primitive()
+    except Exception as error:  # any: in its own threads, it would end without an answer
+        raise ProtocolError(f"malformed {what}: {error}") from error
+
+
+def _visits_text(visits: Iterable[_Visit], style: _Style) -> Iterator[str]:
+    """A line for each visit, then the totals."""
+    names = {uid: name for name, uid in _TRANSFER_SYNTAXES.items()}
+    totals: dict[str, int] = {}
+    for visit in _counted(visits, totals):
+        line = f"{visit.started_at:%Y-%m-%d %H:%M:%S} {_host_port(visit.host, visit.port)}"
+        if visit.called is not None:
+            proposed = [
+                f"Verification ({', '.join(names.get(each, each) for each in syntaxes)})"
+                for sop_class, syntaxes in visit.proposed if sop_class == _VERIFICATION
+            ]  # fmt: skip
+            others = len(visit.proposed) - len(proposed)
+            proposed += [f"{others} other{'s' * (others > 1)}"] if others else []
+            who = ", ".join(filter(None, [visit.version_name or "no version name", visit.tls]))
+            line += f' "{visit.calling}" calls "{visit.called}" ({who}), proposes {", ".join(proposed) or "nothing"};'
+            line += f" {visit.echoes or 'no'} echo{'es' * (visit.echoes > 1)} answered;"
+        line += f" {visit.end}{visit.hint and '; hint: '}{visit.hint}"
+        verdict = "ok" if visit.echoes else "failed"
+        yield f"{style.symbol(verdict)} {style.paint(verdict, _printable(line))}"
+    yield ", ".join(f"{name}: {number}" for name, number in totals.items())
+
+
+def _visits_json(visits: Iterable[_Visit]) -> Iterator[str]:
+    """An object for each visit, then one with the totals."""
+    import json
+
+    totals: dict[str, int] = {}
+    for visit in _counted(visits, totals):
+        proposed = [{"sop_class": name, "transfer_syntaxes": syntaxes} for name, syntaxes in visit.proposed]
+        association = {
+            "time": _iso(visit.started_at.astimezone(timezone.utc)), "remote": _host_port(visit.host, visit.port),
+            "tls": visit.tls, "called_ae_title": visit.called, "calling_ae_title": visit.calling,
+            "implementation_version_name": visit.version_name, "proposed": proposed, "echoes": visit.echoes,
+            "reject_reason": visit.rejected, "end": visit.end, "hint": visit.hint or None,
+        }  # fmt: skip
+        yield json.dumps({"schema_version": 1, "type": "association", **association})
+    yield json.dumps({"schema_version": 1, "type": "association_summary", **totals})
+
+
+def _counted(visits: Iterable[_Visit], totals: dict[str, int]) -> Iterator[_Visit]:
+    totals.update(connections=0, associations=0, rejected=0, echoes=0)
+    for visit in visits:
+        totals["connections"] += 1
+        totals["associations"] += visit.called is not None and visit.rejected is None
+        totals["rejected"] += visit.rejected is not None
+        totals["echoes"] += visit.echoes
+        yield visit
 
 
 # -- 14. command -------------------------------------------------------------------------------------------------------
@@ -3532,6 +3862,17 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
         return number
 
     return _argument(read)
+
+
+def _endpoints(text: str) -> list[tuple[str, int]]:
+    """[HOST:]PORT to listen on; without HOST, only this host can reach it."""
+    host, _, port = text.rpartition(":")
+    if not host:
+        return [(each, _check_port(port)) for each in ("127.0.0.1", "::1")]
+    address = parse_address(text)
+    if address.ae_title or address.port is None:
+        raise AddressError(f"{text!r} is not [HOST:]PORT")
+    return [(address.host, address.port)]
 
 
 def _server_name(text: str) -> str:
@@ -3646,6 +3987,10 @@ def _parser() -> Any:
 
     add = parser.add_argument_group("Other Options").add_argument
     add("--self-test", action="store_true", help="start a temporary local peer and echo it")
+    add("--listen", metavar="[HOST:]PORT", type=_argument(_endpoints),
+        help="be echoed: answer callers, and print what each of them sent; HOST defaults to 127.0.0.1 and ::1 (0.0.0.0 "
+        "and [::] are all addresses). -aec and -aet reject other titles, -c ends after N echoes, -t if none came by "
+        "then, --tls requires --cert, --cacert requires the caller's certificate")
     add("-V", "--version", action="store_true", help="print versions; with -v, list the archive's contents")
     add("-h", action=ShortHelp, nargs=0, help="print a short help")
     add("--help", action="help", help="print this help")
@@ -3687,11 +4032,21 @@ def _check(args: argparse.Namespace) -> None:
     limits = [args.warning, args.critical, args.warning_cert, args.critical_cert]
     tls_only = (args.cacert, args.cert, args.key, args.key_password_file, args.ciphers, args.server_hostname)
     identities = [args.user, args.jwt_file, args.saml_file, args.kerberos_file]
+    not_to_listen = (
+        args.abort, args.transfer_syntaxes, args.family, args.source, args.insecure, args.server_hostname, args.reuse,
+        args.jobs, args.verbose, args.debug, args.format not in ("text", "json"),
+    )  # fmt: skip
     inputs = [*args.targets, args.password_file, *identities[1:], args.key_password_file]
     rules = [
         (args.self_test and (args.hosts or args.targets), "--self-test cannot be combined with HOST"),
         (args.self_test and args.tls, "--self-test cannot be combined with --tls"),
-        (not (args.self_test or args.hosts or args.targets), f"no HOST given; expected {_FORM}"),
+        (not (args.self_test or args.listen or args.hosts or args.targets), f"no HOST given; expected {_FORM}"),
+        (args.listen and (args.hosts or args.targets or args.self_test),
+         "--listen cannot be combined with HOST, --targets and --self-test"),
+        (args.listen and (any(not_to_listen) or args.wait is not None or args.interval is not None or any(identities)),
+         "--listen can be combined only with -aec, -aet, -t, -c, -q, --format json, --output, --color, --tls, --cert, "
+         "--key, --key-password-file, --cacert and --ciphers"),
+        (args.listen and args.tls and not args.cert, "--listen with --tls requires --cert"),
         (args.quiet and (args.format != "text" or args.output or args.verbose),
          "--quiet cannot be combined with --verbose, --format and --output"),
         (args.verbose and args.format != "text", "--verbose cannot be combined with --format"),
@@ -3759,7 +4114,7 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
     """
     import ssl
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if args.listen else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A CA or the peer's own certificate is an anchor, whether it is self-signed or not; no more than that is lenient.
     context.verify_flags = ssl.VerifyFlags(ssl.VERIFY_X509_TRUSTED_FIRST | _PARTIAL_CHAIN)
@@ -3770,12 +4125,13 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
         except (ssl.SSLError, ValueError):
             raise ValueError(f"--ciphers: no cipher known to {ssl.OPENSSL_VERSION} in {args.ciphers!r}") from None
     context.check_hostname = False  # `_check_names` does it
-    if args.insecure:
+    if args.insecure or (args.listen and args.cacert is None):
         context.verify_mode = ssl.CERT_NONE
     elif args.cacert is None:
         context.load_default_certs()
     else:
         _load_authorities(context, args.cacert)
+        context.verify_mode = ssl.CERT_REQUIRED  # of a caller, too
     if args.cert is not None:
         password = os.environ.get("DICOM_ECHO_KEY_PASSWORD", "").encode("utf-8", "surrogateescape") or None
         password = _secret(args.key_password_file) if args.key_password_file else password
@@ -4133,7 +4489,7 @@ class _Signals:
     def __init__(self, last_word: bool) -> None:
         self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
         self.number = 0
-        self.stream: _Stream | None = None  # None: not begun
+        self.stream: _Stream | _OtherEnd | None = None  # None: not begun
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -4203,6 +4559,14 @@ def _run(arguments: list[str], parser: Any) -> int:
     with contextlib.ExitStack() as stack:
         try:
             _check(args)
+            if args.listen:
+                tls = _tls_context(args) if args.tls else None
+                signals = stack.enter_context(_Signals())
+                stream = stack.enter_context(_output(args.output))
+                end = stack.enter_context(
+                    _listen(args.listen, args.called, args.calling, tls, args.count or 0, args.timeout or math.inf)
+                )
+                return _print_visits(args, end, signals, stream, stack)
             options: Options = {
                 "timeout": args.timeout or _DEFAULT_TIMEOUT,
                 "family": args.family,
@@ -4269,6 +4633,30 @@ def _print_report(
         return _State.UNKNOWN if unwritten else _nagios_state(tally, _thresholds(args))
     codes = [0 if kind == "ok" else 1 if kind in _ANSWERED_OTHERWISE else 3 for kind in tally.total.kinds]
     return max(0, unwritten, *codes, _INTERRUPTED + signals.number if signals.number else 0)
+
+
+def _print_visits(
+    args: argparse.Namespace, end: _OtherEnd, signals: _Signals, stream: TextIO, stack: contextlib.ExitStack
+) -> int:
+    """Print visits as they end; return the exit code."""
+    signals.stream, unwritten = end, 0
+    if signals.number:  # it came before there was a stream to end
+        end.end()
+    if not args.quiet:
+        _complain(f"listening on {' and '.join(end.addresses)}")
+    style = _style(args.color, False, stream)
+    try:
+        with stack.pop_all():
+            for line in _visits_json(end.visits()) if args.format == "json" else _visits_text(end.visits(), style):
+                if not signals.can_write(stream):
+                    break
+                if not args.quiet:
+                    print(_encodable(line, stream), file=stream, flush=True)
+    except OSError as error:
+        unwritten = _unwritten(error)
+    if not end.answered and not signals.number:
+        _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} seconds")
+    return max(unwritten, 0 if end.answered else 3, _INTERRUPTED + signals.number if signals.number else 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

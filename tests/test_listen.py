@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import random
+import re
 import shutil
 import signal
 import socket
@@ -21,9 +22,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+import jsonschema
 import pytest
 import trustme
-from command import PATIENCE, Outcome, command_line, environment, run_process, start_process
+from command import PATIENCE, Outcome, command_line, environment, run_main, run_process, start_process
 from peers import TlsFiles, client_context, free_port
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -68,12 +70,14 @@ class Listener:
         """Where to echo it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def end(self, number: int | None = None) -> Outcome:
-        """Wait for its end, or bring that about by a signal."""
+    def end(self, number: int | None = None, after: int = 0) -> Outcome:
+        """Wait for its end, or bring that about by a signal after so many lines."""
+        assert self.process.stdout is not None
+        lines = [self.process.stdout.readline() for _ in range(after)]
         if number is not None:
             self.process.send_signal(number)
         out, err = self.process.communicate(timeout=PATIENCE)
-        return Outcome(self.process.returncode, out, "".join(self.talk) + err)
+        return Outcome(self.process.returncode, "".join(lines) + out, "".join(self.talk) + err)
 
     def call(self, *pdus: bytes, wait_for: int = 1) -> bytes:
         """Send these bytes, then read so many bytes of answers, or to the end of the connection."""
@@ -168,7 +172,7 @@ def test_answers_a_caller_and_tells_who_it_is(
     assert '"CALLER" calls "ANY-SCP" (' + version in visit
     assert "proposes Verification (" in visit
     assert visit.endswith(f"; 1 echo answered; {end}")
-    assert totals == "1 connections, 1 associations, 0 rejected, 1 echoes"
+    assert totals == "connections: 1, associations: 1, rejected: 0, echoes: 1"
     assert err.splitlines() == [f"dicom-echo: listening on 127.0.0.1:{listener.port}" + other_family(err)]
 
 
@@ -185,7 +189,7 @@ def test_listens_on_both_loopback_addresses_and_on_no_other(ipv6: str) -> None:
         for other in (address for address in other_addresses() if address):
             with socket.socket(family_of(other)) as sock:
                 assert sock.connect_ex((other, listener.port)) != 0
-        code, out, _ = listener.end(signal.SIGINT)
+        code, out, _ = listener.end(signal.SIGINT, after=2)
     assert code == -signal.SIGINT
     assert f"[{ipv6}]:" in out
 
@@ -238,14 +242,14 @@ def test_ends_by_the_signal_with_totals_while_a_caller_is_still_there() -> None:
         code, out, _ = listener.end(signal.SIGINT)
     assert code == -signal.SIGINT
     assert out.splitlines()[0].endswith("; 1 echo answered; still open")
-    assert out.splitlines()[1] == "1 connections, 1 associations, 0 rejected, 1 echoes"
+    assert out.splitlines()[1] == "connections: 1, associations: 1, rejected: 0, echoes: 1"
 
 
 def test_nobody_called() -> None:
     with listening("-t", 0.2) as listener:
         code, out, err = listener.end()
     assert code == 3
-    assert out == "0 connections, 0 associations, 0 rejected, 0 echoes\n"
+    assert out == "connections: 0, associations: 0, rejected: 0, echoes: 0\n"
     assert err.splitlines()[-1] == "dicom-echo: nobody called within 0.2 seconds"
 
 
@@ -256,7 +260,7 @@ def test_the_time_limit_is_for_the_first_echo_only() -> None:
         assert dicom_echo.probe(listener.address).ok
         code, out, _ = listener.end()
     assert code == 0
-    assert out.endswith("2 connections, 2 associations, 0 rejected, 2 echoes\n")
+    assert out.endswith("connections: 2, associations: 2, rejected: 0, echoes: 2\n")
 
 
 def test_a_port_that_is_taken() -> None:
@@ -270,10 +274,10 @@ def test_a_port_that_is_taken() -> None:
 @pytest.mark.parametrize(
     "options",
     [("0",), ("70000",), ("X@127.0.0.1:104",), ("127.0.0.1",), ("",), ("11112", "HOST"), ("11112", "--cert", "x.pem"),
-     ("11112", "--tls"), ("11112", "--self-test"), ("11112", "--format", "nagios"), ("11112", "--wait", "3")],
+     ("11112", "--tls"), ("11112", "--self-test"), ("11112", "--format", "prometheus"), ("11112", "--wait", "3")],
 )  # fmt: skip
-def test_options_that_make_no_sense(options: Sequence[str]) -> None:
-    code, out, err = run_process(command_line("--listen", *options))
+def test_options_that_make_no_sense(options: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_main(capsys, "-t", 0.1, "--listen", *options)
     assert (code, out) == (2, "")
     assert err.startswith("dicom-echo: ")
 
@@ -282,8 +286,8 @@ def test_options_that_make_no_sense(options: Sequence[str]) -> None:
 
 REJECTED_TITLES = {
     "called": ("PACS", "CT1", 7, 'let the caller call "STORE" as "CT1", or listen with -aec PACS'),
-    "calling": ("STORE", "CT 2", 3, "let the caller call \"STORE\" as \"CT1\", or listen with -aet 'CT 2'"),
-    "both": ("$(x)", "CT2", 7, "let the caller call \"STORE\" as \"CT1\", or listen with -aec '$(x)' -aet CT2"),
+    "calling": ("STORE", "CT 2", 3, 'let the caller call "STORE" as "CT1", or listen with -aet \'CT 2\''),
+    "both": ("$(x)", "CT2", 7, 'let the caller call "STORE" as "CT1", or listen with -aec \'$(x)\' -aet CT2'),
     "case": ("store", "CT1", 7, 'let the caller call "STORE" as "CT1", or listen with -aec store'),
 }
 
@@ -373,7 +377,7 @@ def test_control_characters_are_escaped() -> None:
     with listening() as listener:
         with contextlib.suppress(ConnectionError):
             listener.call(associate_rq("A\x1b[2J", "B\r\n\x9b", version_name="\x1b]0;x\7"), abort(), wait_for=1 << 20)
-        _, out, err = listener.end(signal.SIGINT)
+        _, out, err = listener.end(signal.SIGINT, after=1)
     assert r"\x1b[2J" in out
     assert not [c for c in out + err if not c.isprintable() and c != "\n"]
     assert len(out.splitlines()) == 2
@@ -385,11 +389,10 @@ def test_control_characters_are_escaped() -> None:
 @contextlib.contextmanager
 def other_end() -> Iterator[tuple[tuple[str, int], queue.SimpleQueue[dicom_echo._Visit]]]:
     """Another end in this process, and what it puts into its queue."""
-    visits: queue.SimpleQueue[dicom_echo._Visit] = queue.SimpleQueue()
-    with dicom_echo._listen([("127.0.0.1", 0)], visits) as end:
+    with dicom_echo._listen([("127.0.0.1", 0)]) as end:
         address = dicom_echo.parse_address(end.addresses[0])
         assert address.port is not None
-        yield (address.host, address.port), visits
+        yield (address.host, address.port), end.events
 
 
 @pytest.mark.parametrize("start", [b"", associate_rq()[:60]])
@@ -572,7 +575,7 @@ def test_tls_trouble_is_told(case: str, server_files: ServerFiles, tls_files: Tl
     context = client_context(tls_files) if wanted is not None else ssl.create_default_context()
     with listening(*tls_options(server_files), *options, *[tls_files.authority for _ in options]) as listener:
         assert not dicom_echo.probe(listener.address, tls=context).ok
-        _, out, err = listener.end(signal.SIGINT)
+        _, out, err = listener.end(signal.SIGINT, after=1)
     assert end in out.splitlines()[0]
     assert len(err.splitlines()) == 1
 
@@ -582,8 +585,8 @@ def test_a_caller_without_tls_is_told(server_files: ServerFiles) -> None:
         assert not dicom_echo.probe(listener.address).ok
         with socket.create_connection((listener.host, listener.port)):  # nor does one that is silent stand in the way
             assert not dicom_echo.probe(listener.address).ok
-        _, out, _ = listener.end(signal.SIGINT)
-    assert out.count("the caller does not use TLS - turn TLS on at the caller, or listen without --tls") == 2
+        _, out, _ = listener.end(signal.SIGINT, after=3)
+    assert out.count("the caller does not use TLS; hint: turn TLS on at the caller, or listen without --tls") == 2
 
 
 # --- Reports, and a peer of our own ----------------------------------------------------------------------------------
@@ -607,14 +610,17 @@ def test_text() -> None:
         '[OK] 2026-11-22 09:30:00 192.0.2.9:51514 "CT1" calls "ANY-SCP" (OFFIS_DCMTK_367), proposes Verification '
         "(implicit); 2 echoes answered; released",
         '[FAILED] 2026-11-22 09:30:00 [2001:db8::9]:51520 "CT2" calls "PACS" (no version name, TLSv1.3), proposes '
-        "1 other; no echo answered; rejected: why - do this",
+        "1 other; no echo answered; rejected: why; hint: do this",
         "[FAILED] 2026-11-22 09:30:00 192.0.2.1:4711 closed by the caller",
-        "3 connections, 1 associations, 1 rejected, 2 echoes",
+        "connections: 3, associations: 1, rejected: 1, echoes: 2",
     ]
 
 
 def test_json() -> None:
     first, second, third, totals = map(json.loads, dicom_echo._visits_json(VISITS))
+    schema = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
+    for each in (first, second, third, totals):
+        jsonschema.Draft202012Validator(schema).validate(each)
     assert first == {
         "schema_version": 1, "type": "association", "time": "2026-11-22T09:30:00.000Z", "remote": "192.0.2.9:51514",
         "tls": None, "called_ae_title": "ANY-SCP", "calling_ae_title": "CT1",
@@ -639,14 +645,23 @@ def test_a_peer_of_our_own(host: str, request: pytest.FixtureRequest) -> None:
         assert dicom_echo.probe(address).remote == address.removeprefix("ANY-SCP@")
 
 
-def test_stays_silent_where_nobody_reads() -> None:
-    """A closed standard output ends it like any report, without a traceback."""
-    with listening("-c", 1) as listener:
+def test_what_readme_shows(echoscu: str) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```text\n\$ dicom-echo --listen 11112 (.*)\n((?:.*\n)*?)^```$", readme, re.MULTILINE)
+    ((options, output),) = shown
+    with listening(*options.split()) as listener:
+        for called in ("ARCHIVE", "ARCHIV"):
+            run_process([echoscu, "-aec", called, "-aet", "CT1", "127.0.0.1", str(listener.port)])
+        _, out, _ = listener.end(signal.SIGINT, after=2)
+    settled = [re.sub(r"\d{4}-\d\d-\d\d [\d:]+ 127.0.0.1:\d+|(?<=DCMTK_)\d+", "…", text) for text in (out, output)]
+    assert settled[0] == settled[1]
+
+
+def test_a_closed_output_ends_it_in_silence() -> None:
+    with listening() as listener:
         assert listener.process.stdout is not None
         listener.process.stdout.close()
         assert dicom_echo.probe(listener.address).ok
-        listener.process.stdout = None
         listener.process.wait(PATIENCE)
         assert listener.process.stderr is not None
-        assert "Traceback" not in listener.process.stderr.read()
-    assert environment()
+        assert listener.process.stderr.read() == ""
