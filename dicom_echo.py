@@ -3434,12 +3434,11 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str],
 # ours receives each caller, and sleeps while it is silent. pynetdicom is asked, over a socket pair, for the answer to
 # each whole request: an association there lasts for the A-ASSOCIATE-RQ and one request more.
 
-_MAX_CALLERS = 256  # one more, and the one that has been silent longest is dropped
+_MAX_CALLERS = 512  # one more, and the one that has been silent longest is dropped
 _MAX_ASSOCIATIONS = 8  # with pynetdicom at the same time; more would only slow each other down
 _CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
 _IDLE_SECONDS = 60.0  # from an answer to the next request
 _MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
-_COMMAND_IS_C_ECHO_RQ = bytes.fromhex("0000 0001 02000000 3000")  # (0000,0100) = 0030H
 
 # What OpenSSL calls it (a part of it is enough), what we call it, and what to do.
 _CALLERS_TLS_FAILURES = [
@@ -3491,7 +3490,7 @@ class _OtherEnd:
         entity.add_supported_context(_VERIFICATION, list(_TRANSFER_SYNTAXES.values()))
         entity.require_called_aet, entity.require_calling_aet = called is not None, [calling] if calling else []
         entity.maximum_associations = sys.maxsize  # it counts those, too, that are about to end
-        entity.network_timeout = None
+        entity.acse_timeout = entity.network_timeout = _CALL_SECONDS
         self.acceptor = entity.make_server(("127.0.0.1", 0))
         self.acceptor.server_close()  # it does not listen: connections are handed to it
 
@@ -3694,19 +3693,37 @@ def _receive_pdu(sock: socket.socket, until: float, room: int, due: set[int]) ->
 
 
 def _receive_request(sock: socket.socket, until: float) -> tuple[int, bytes]:
-    """The next request whole, and its kind: an A-RELEASE-RQ, an A-ABORT, or the P-DATA-TF PDUs of a C-ECHO-RQ."""
-    request = command = b""
+    """The next request, and its kind: an A-RELEASE-RQ, an A-ABORT, or a C-ECHO-RQ in one P-DATA-TF."""
+    from pynetdicom.dimse_messages import C_ECHO_RQ, DIMSEMessage
+    from pynetdicom.pdu import P_DATA_TF
+    from pynetdicom.pdu_primitives import P_DATA
+
+    command, room = b"", _MAX_REQUEST_LENGTH
     while True:
-        pdu = _receive_pdu(sock, until, _MAX_REQUEST_LENGTH - len(request), {4, 5, 7})
-        request += pdu
+        pdu = _receive_pdu(sock, until, room, {4, 5, 7})
+        room -= len(pdu)
         if pdu[0] != 4:
-            return pdu[0], request
-        for _, control, fragment in _decode_p_data(pdu):
+            return pdu[0], pdu
+        for context_id, control, fragment in _decode_p_data(pdu):
             command += fragment
             if control & 2:  # it is the last
-                if _COMMAND_IS_C_ECHO_RQ not in command:
+                data, message = P_DATA(), DIMSEMessage()
+                data.presentation_data_value_list.append((context_id, b"\x03" + command))
+                with _what_pynetdicom_can_decode("command set"):
+                    has_no_data_set = message.decode_msg(data)
+                    primitive: Any = message.message_to_primitive()
+                if not (isinstance(message, C_ECHO_RQ) and has_no_data_set and primitive.is_valid_request):
                     raise ProtocolError("received a message other than C-ECHO-RQ")
-                return 4, request
+                return 4, P_DATA_TF(data).encode()
+
+
+@contextlib.contextmanager
+def _what_pynetdicom_can_decode(what: str) -> Iterator[None]:
+    """Try it here: in pynetdicom's threads, what it cannot decode would end them without an answer."""
+    try:
+        yield
+    except Exception as error:  # any: decoders raise what they like
+        raise ProtocolError(f"malformed {what} ({type(error).__name__}: {error})") from error
 
 
 def _read_associate_rq(visit: _Visit, pdu: bytes) -> None:
@@ -3722,12 +3739,10 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> None:
             visit.proposed += [(name, offered) for kind, name in syntaxes if kind == 0x30]
         elif kind == 0x50:
             visit.version_name = _text(dict(_items(item, what)).get(0x55))
-    try:
+    with _what_pynetdicom_can_decode(what):
         request = A_ASSOCIATE_RQ()
         request.decode(pdu)
         request.to_primitive()
-    except Exception as error:  # any: in its own threads, it would end without an answer
-        raise ProtocolError(f"malformed {what}: {error}") from error
 
 
 def _visits_text(visits: Iterable[_Visit], style: _Style) -> Iterator[str]:

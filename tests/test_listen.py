@@ -39,6 +39,7 @@ from rawpeer import (
     command_pdu,
     echo_rsp_command,
     family_of,
+    fragments,
     item,
     p_data,
     pdu,
@@ -341,6 +342,12 @@ ODD_CALLERS = {
     "no title": ([associate_rq(called="")], "malformed A-ASSOCIATE-RQ"),
     "a second request": ([associate_rq(), associate_rq()], "received A-ASSOCIATE-RQ, expected P-DATA-TF or A-RELEASE"),
     "another command": ([associate_rq(), echo_rq(C_STORE_RQ)], "received a message other than C-ECHO-RQ"),
+    # The next two would end pynetdicom's thread with a traceback, or get no answer from it.
+    "a command without a field": ([associate_rq(), command_pdu(b"\0" * 16)], "malformed command set (AttributeError"),
+    "a request without an ID": (
+        [associate_rq(), command_pdu(echo_rsp_command(command_field=C_ECHO_RQ, omit=(0x0120, 0x0900)))],
+        "received a message other than C-ECHO-RQ",
+    ),
     "torn P-DATA-TF": ([associate_rq(), pdu(4, bytes(3))], "malformed P-DATA-TF"),
     "endless fragments": ([associate_rq(), FRAGMENT * 80], "expected no more than"),
     "a context never proposed": ([associate_rq(), echo_rq().replace(b"\1\3", b"\3\3")], "aborted by this end"),
@@ -356,6 +363,17 @@ def test_an_odd_caller_is_told_apart(case: str, json_listener: Listener) -> None
     visit = next_visit(json_listener)
     assert end in str(visit["end"])
     assert visit["echoes"] == 0
+
+
+def test_a_request_in_fragments_is_answered(json_listener: Listener) -> None:
+    command = echo_rsp_command(command_field=C_ECHO_RQ, replace={0x0110: b"\1\0"}, omit=(0x0120, 0x0900))
+    with listener_connection(json_listener) as sock:
+        exchange(sock, associate_rq())
+        for each in fragments(command, 10)[:-1]:
+            sock.sendall(p_data([each]))
+        exchange(sock, p_data(fragments(command, 10)[-1:]))
+        exchange(sock, release_rq())
+    assert next_visit(json_listener)["echoes"] == 1
 
 
 def test_another_sop_class_is_refused(json_listener: Listener) -> None:
