@@ -3440,14 +3440,22 @@ _CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
 _IDLE_SECONDS = 60.0  # from an answer to the next request
 _MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
 
-# What OpenSSL calls it (a part of it is enough), what we call it, and what to do.
+# What OpenSSL calls it, what we call it, and what to do.
 _CALLERS_TLS_FAILURES = [
     ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
     ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
     ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
     ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
-    ("ALERT", "the caller refuses our certificate", "let the caller trust the CA that issued --cert"),
-    ("PROTOCOL", "the caller offers no TLS 1.2 or later", "configure the caller for TLS 1.2 or later"),
+    (
+        "ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)",
+        "the caller refuses our certificate",
+        "let the caller trust the CA that issued --cert",
+    ),
+    (
+        "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION",
+        "the caller offers no TLS 1.2 or later",
+        "configure the caller for TLS 1.2 or later",
+    ),
 ]
 
 
@@ -3502,36 +3510,53 @@ class _OtherEnd:
             while stop not in (ready := [cast(socket.socket, key.fileobj) for key, _ in selector.select()]):
                 for listener in ready:
                     try:
-                        self.welcome(*listener.accept())
-                    except (OSError, RuntimeError):  # the caller has gone, or this host has no more files or threads
-                        self.drop_all_but(len(self.open) // 2, "dropped: this host has no more files or threads")
-
-    def welcome(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        if self.tls:
-            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        visit = _Visit(datetime.now().astimezone(), *address[:2])
-        self.accepted += 1
-        with self.lock:
-            self.open[visit] = sock
-        self.drop_all_but(_MAX_CALLERS, f"dropped: silent for longer than {_MAX_CALLERS} others")
-        threading.Thread(target=self.attend, args=(visit, sock), daemon=True).start()
+                        sock, address = listener.accept()
+                    except OSError as error:
+                        if error.errno in (errno.EMFILE, errno.ENFILE):  # otherwise, the caller has gone already
+                            self.drop_all_but(len(self.open) // 2, "dropped: this host has too many open files")
+                            time.sleep(0.1)
+                        continue
+                    visit = _Visit(datetime.now().astimezone(), *address[:2])
+                    self.accepted += 1
+                    with self.lock:
+                        self.open[visit] = sock
+                    self.drop_all_but(_MAX_CALLERS, f"dropped: silent for longer than {_MAX_CALLERS} others")
+                    try:
+                        threading.Thread(target=self.attend, args=(visit, sock), daemon=True).start()
+                    except RuntimeError:
+                        sock.close()
+                        self.leave(visit, "dropped: this host has no more threads")
 
     def drop_all_but(self, most: int, why: str) -> None:
         """Drop those that have been silent longest; their threads see the end of the connection."""
         with self.lock:
-            for visit in list(self.open)[: len(self.open) - most]:
+            for visit in list(self.open)[: max(len(self.open) - most, 0)]:
                 visit.end = why
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(self.open.pop(visit), socket.SHUT_RDWR)  # SSLSocket's is not for threads
 
+    def leave(self, visit: _Visit, end: str) -> None:
+        with self.lock:
+            self.open.pop(visit, None)
+            visit.end = visit.end or end
+        self.events.put(visit)
+
     def attend(self, visit: _Visit, sock: socket.socket) -> None:
         """Serve a caller, whatever it does."""
         try:
-            with sock:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(sock)
+                if self.tls:
+                    with self.lock:
+                        sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                        stack.enter_context(sock)
+                        if visit in self.open:
+                            self.open[visit] = sock
                 try:
                     end = self.converse(visit, sock)
                 except ProtocolError:
-                    sock.sendall(_ABORT)
+                    with contextlib.suppress(OSError):
+                        sock.sendall(_ABORT)
                     raise
         except EchoError as error:
             end, visit.hint = error.message, error.hint
@@ -3539,14 +3564,12 @@ class _OtherEnd:
             end = "dropped: silent or slow for too long"
         except OSError as error:
             reason = getattr(error, "reason", None) or ""  # OpenSSL's
-            known = [(what, hint) for name, what, hint in _CALLERS_TLS_FAILURES if name in reason]
-            end, visit.hint = known[0] if known else (f"connection lost: {_reason(error)}", "")
+            known = [told for pattern, *told in _CALLERS_TLS_FAILURES if re.search(pattern, reason)]
+            what = "TLS handshake failed" if reason else "connection lost"
+            end, visit.hint = known[0] if known else (f"{what}: {_reason(error)}", "")
         except Exception as error:  # any: the other callers are still served
             end = f"internal error: {error!r}"
-        with self.lock:
-            self.open.pop(visit, None)
-            visit.end = visit.end or end
-        self.events.put(visit)
+        self.leave(visit, end)
 
     def converse(self, visit: _Visit, sock: socket.socket) -> str:
         """Pass a caller's requests to pynetdicom and the answers back; gives how the association ended."""
@@ -3600,7 +3623,7 @@ class _OtherEnd:
         if self.calling and visit.calling != self.calling:
             options.append(f"-aet {shlex.quote(visit.calling or '')}")
         wanted = f'call "{self.called or visit.called}" as "{self.calling or visit.calling}"'
-        return f"let the caller {wanted}, or listen with {' '.join(options)}"
+        return f"let the caller {wanted}, or listen with {' '.join(options)}" if options else ""
 
     def end(self) -> None:
         """End the stream of visits; made to be called by a signal handler."""
@@ -3646,15 +3669,14 @@ def _listen(
         listeners: list[socket.socket] = []
         for host, port in endpoints:
             try:
-                family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-                listener = stack.enter_context(socket.create_server(address, family=family, backlog=_MAX_CALLERS))
+                for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                    listener = socket.create_server(address, family=family, backlog=_MAX_CALLERS)
+                    listener.setblocking(False)  # a caller may have gone before it is accepted
+                    listeners.append(stack.enter_context(listener))
+                    end.addresses.append(_host_port(*listener.getsockname()[:2]))
             except OSError as error:
-                if listeners and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    continue
-                raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
-            listener.setblocking(False)  # a caller may have gone before it is accepted
-            listeners.append(listener)
-            end.addresses.append(_host_port(*listener.getsockname()[:2]))
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # there is no IPv6
+                    raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
         stop, stopping = map(stack.enter_context, socket.socketpair())
         accepting = threading.Thread(target=end.accept, args=(listeners, stop), daemon=True)
         accepting.start()

@@ -456,6 +456,15 @@ def test_with_too_many_callers_the_one_that_is_silent_longest_is_dropped(monkeyp
         exchange(active, echo_rq())
 
 
+def test_nobody_is_dropped_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_echo, "_MAX_CALLERS", 9)
+    with other_end() as (address, visits), contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(socket.create_connection(address, timeout=PATIENCE)) for _ in range(9)]
+        for each in callers:
+            exchange(each, associate_rq())
+        assert visits.empty()
+
+
 def test_nothing_is_left_behind() -> None:
     before = threading.active_count()
     with other_end() as (address, _), socket.create_connection(address, timeout=PATIENCE) as sock:
