@@ -4598,7 +4598,7 @@ def _run(arguments: list[str], parser: Any) -> int:
             _check(args)
             if args.listen:
                 tls = _tls_context(args) if args.tls else None
-                signals = stack.enter_context(_Signals())
+                signals = stack.enter_context(_Signals(last_word=False))
                 stream = stack.enter_context(_output(args.output))
                 end = stack.enter_context(
                     _listen(args.listen, args.called, args.calling, tls, args.count or 0, args.timeout or math.inf)
@@ -4689,10 +4689,10 @@ def _print_visits(
                     break
                 if not args.quiet:
                     print(_encodable(line, stream), file=stream, flush=True)
+        if not end.answered and not signals.number:
+            _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} seconds")
     except OSError as error:
         unwritten = _unwritten(error)
-    if not end.answered and not signals.number:
-        _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} seconds")
     return max(unwritten, 0 if end.answered else 3, _INTERRUPTED + signals.number if signals.number else 0)
 
 

@@ -684,11 +684,12 @@ def test_what_readme_shows(echoscu: str) -> None:
     assert settled[0] == settled[1]
 
 
-def test_a_closed_output_ends_it_in_silence() -> None:
-    with listening() as listener:
+@pytest.mark.parametrize("called", ["ANY-SCP", "WRONG"])
+def test_a_closed_output_ends_it_in_silence(called: str) -> None:
+    with listening("-aec", "ANY-SCP") as listener:
         assert listener.process.stdout is not None
         listener.process.stdout.close()
-        assert dicom_echo.probe(listener.address).ok
+        assert dicom_echo.probe(listener.address, called).ok == (called == "ANY-SCP")
         listener.process.wait(PATIENCE)
         assert listener.process.stderr is not None
         assert listener.process.stderr.read() == ""
