@@ -3539,7 +3539,7 @@ class _OtherEnd:
         with self.lock:
             self.open.pop(visit, None)
             visit.end = visit.end or end
-        self.events.put(visit)
+            self.events.put(visit)
 
     def attend(self, visit: _Visit, sock: socket.socket) -> None:
         """Serve a caller, whatever it does."""
@@ -3645,7 +3645,11 @@ class _OtherEnd:
                 yield visit
                 if 0 < self.count <= self.answered:
                     self.end()
-        for visit in list(self.open):
+        with self.lock:  # each visit is in one of these two
+            ended = [self.events.get() for _ in range(self.events.qsize())]
+            still_open = list(self.open)
+        yield from filter(None, ended)
+        for visit in still_open:
             visit.end = "still open"
             yield visit
 

@@ -512,7 +512,7 @@ def test_a_good_peer_is_answered_among_500_hostile_ones() -> None:
     assert err.splitlines() == listener.talk[0].splitlines(), "only where it listens"
     lines = out.splitlines()
     assert len(lines) == len(results) + 500 + 1
-    assert sum("; 1 echo answered; released" in line for line in lines) == len(results)
+    assert sum("(DICOM_ECHO_" in line and "; 1 echo answered; " in line for line in lines) == len(results)
 
 
 def attack_with(number: int, listener: Listener, stop: threading.Event, stack: contextlib.ExitStack) -> None:
