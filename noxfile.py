@@ -11,7 +11,7 @@ ARCHIVE = Path("dist/dicom-echo.pyz")
 nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # an interpreter that this machine lacks is skipped with a notice
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "tests", "lowest", "coverage", "build", "smoke"]
+nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "build", "smoke"]
 
 
 def dependencies(group: str) -> list[str]:
@@ -61,8 +61,15 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the API documentation into build/docs; what pdoc warns of is an error."""
+    session.install(".", *dependencies("docs"))
+    session.run("python", "-W", "error", "-m", "pdoc", "-d", "numpy", "-o", "build/docs", "dicom_echo")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
-    """Build dist/dicom-echo.pyz, the archive that runs anywhere, with its checksums and its bill of materials."""
+    """Build dist/dicom-echo.pyz, the archive that runs anywhere, its man page, checksums and bill of materials."""
     session.install("--require-hashes", "-r", "packaging/build.lock")
     wheels = Path(session.create_tmp())
     shutil.rmtree(wheels)

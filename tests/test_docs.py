@@ -1,0 +1,97 @@
+"""The docstrings are the manual: of `help(dicom_echo)` and of the pages that `nox -s docs` builds."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import enum
+import inspect
+import pydoc
+import re
+from typing import Any
+
+import pytest
+
+import dicom_echo
+
+PUBLIC = {name: getattr(dicom_echo, name) for name in dicom_echo.__all__}
+FUNCTIONS = {name: of for name, of in PUBLIC.items() if inspect.isfunction(of)} | {"main": dicom_echo.main}
+CLASSES = {name: of for name, of in PUBLIC.items() if inspect.isclass(of)}
+VERBS = ("send", "probe", "probe_many")
+
+
+def sections(documented: Any) -> dict[str, str]:
+    """A numpydoc docstring by its headings; what stands before the first is under ""."""
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", inspect.getdoc(documented) or "", flags=re.MULTILINE)
+    return {"": parts[0], **{parts[i]: parts[i + 1] for i in range(1, len(parts), 2)}}
+
+
+def entries(section: str) -> set[str]:
+    """What a section lists: `name : type` or `first, second : type`, each with a description below."""
+    heads = re.findall(r"^([*\w][\w*, .]*?)(?: : .+)?\n +\S", section, flags=re.MULTILINE)
+    return {name.strip(" *") for head in heads for name in head.split(",")}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_says_what_it_takes_returns_and_raises(name: str) -> None:
+    function = FUNCTIONS[name]
+    told = sections(function)
+    assert told[""].strip()
+    assert inspect.signature(function).parameters.keys() <= entries(told.get("Parameters", ""))
+    assert "Returns" in told or "Yields" in told
+    if name != "main":  # which raises nothing
+        assert "Raises" in told
+        raised = re.findall(r"^(\w+)", told["Raises"], flags=re.MULTILINE)
+        assert raised
+        for error in raised:
+            assert issubclass(PUBLIC.get(error) or getattr(builtins, error), Exception)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_says_what_it_holds(name: str) -> None:
+    of = CLASSES[name]
+    told = sections(of)
+    assert told[""].strip()
+    if issubclass(of, enum.Enum):
+        fields = {member.name for member in of}
+    else:
+        annotated = {field for field in vars(of).get("__annotations__", ()) if not field.startswith("_")}
+        fields = annotated | {field for field, value in vars(of).items() if isinstance(value, property)}
+    listed = entries(told.get("Attributes", "") + told.get("Parameters", ""))
+    documented = {field for field in fields if inspect.getdoc(vars(of).get(field)) and field in vars(of)}
+    assert fields - documented <= listed
+    for method, value in vars(of).items():
+        if inspect.isfunction(value) and not method.startswith("_"):
+            assert inspect.getdoc(value), f"{name}.{method}"
+
+
+def test_constants_have_a_docstring() -> None:
+    """A string below an assignment, which pdoc and editors show."""
+    body = ast.parse(inspect.getsource(dicom_echo)).body
+    documented = {
+        target.id
+        for place, below in enumerate(body[1:])
+        for target in getattr(body[place], "targets", [getattr(body[place], "target", None)])
+        if isinstance(target, ast.Name) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+    assert PUBLIC.keys() - FUNCTIONS.keys() - CLASSES.keys() <= documented
+
+
+def test_the_standard_is_cited() -> None:
+    assert "PS3.7" in (dicom_echo.send.__doc__ or "")
+    for error in (dicom_echo.Rejected, dicom_echo.Aborted, dicom_echo.ProtocolError):
+        assert "PS3.8" in (error.__doc__ or "")
+
+
+def test_help_starts_with_the_verbs() -> None:
+    """On the first screen, before the classes, which pydoc puts before the functions."""
+    shown = pydoc.plain(pydoc.render_doc(dicom_echo)).splitlines()
+    screen = "\n".join(shown[:24])
+    positions = [screen.find(f"{verb}(") for verb in VERBS]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_help_is_not_buried_under_what_python_has_anyway() -> None:
+    shown = pydoc.plain(pydoc.render_doc(dicom_echo))
+    assert re.findall(r"inherited from builtins\.(?!object)\S+", shown) == []
