@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     import argparse
     import queue
     import ssl
+    from pathlib import Path
     from typing import TextIO
 
     from typing_extensions import Unpack
@@ -3829,6 +3830,7 @@ _ANSWERED_OTHERWISE = ("status", "rejected", "not-supported", "aborted", "protoc
 _DESCRIPTION = """\
 Send a DICOM C-ECHO to one or more nodes and report what happened.
 A successful echo does not prove that this AE title may query or store."""
+_SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 _EXAMPLES = """\
 examples:
   dicom-echo ANY-SCP@pacs:11112                does this node answer?
@@ -4032,6 +4034,11 @@ def _parser() -> Any:
         help="be echoed: answer callers, and print what each of them sent; HOST defaults to 127.0.0.1 and ::1 (0.0.0.0 "
         "and [::] are all addresses). -aec and -aet reject other titles, -c ends after N echoes, -t if none came by "
         "then, --tls requires --cert, --cacert requires the caller's certificate")
+    for option, what in (
+        ("--show-completion", "print the shell completion script for SHELL: bash, zsh, fish, tcsh or powershell"),
+        ("--install-completion", "install that script where SHELL looks for it"),
+    ):
+        add(option, metavar="SHELL", nargs="?", choices=_SHELLS, const=True, help=f"{what} [the login shell]")
     add("-V", "--version", action="store_true", help="print versions; with -v, list the archive's contents")
     add("-h", action=ShortHelp, nargs=0, help="print a short help")
     add("--help", action="help", help="print this help")
@@ -4060,6 +4067,81 @@ usage: dicom-echo [OPTIONS] HOST [HOST ...]
 {_EXAMPLES}
 
 exit codes: 0 Success, 1 another answer, 2 wrong usage, 3 no answer"""
+
+
+def _login_shell() -> str:
+    from pathlib import Path
+
+    path = os.environ.get("SHELL", "powershell" if os.name == "nt" else "")
+    shell = {"csh": "tcsh", "pwsh": "powershell"}.get(Path(path).stem, Path(path).stem)
+    if shell not in _SHELLS:
+        raise ValueError(f"cannot tell the shell (SHELL={path!r}); name one: {', '.join(_SHELLS)}")
+    return shell
+
+
+def _completion_script(shell: str) -> str:
+    try:
+        import shtab
+    except ImportError:
+        raise ValueError("completion requires shtab: pip install 'dicom-echo[completion]', or shtab alone") from None
+    hosts = {
+        "bash": "_dicom_echo_hosts", "zsh": "_hosts", "fish": "(__fish_print_hostnames)",
+        "preamble": {"bash": '_dicom_echo_hosts() { compgen -A hostname -- "$1"; }'},
+    }  # fmt: skip
+    complete = {"HOST": hosts, "FILE": shtab.FILE, "FILE|DIR": shtab.FILE}
+    parser = _parser()
+    for action in parser._actions:
+        if action.metavar in complete:
+            action.complete = complete[action.metavar]  # how shtab is told
+    return shtab.complete(parser, shell)
+
+
+def _install_completion(shell: str) -> str:
+    """Write the script where the shell looks by itself; return what to tell the user."""
+    import subprocess
+
+    script = _completion_script(shell)
+    try:
+        file = _completion_file(shell)
+        if shell in ("tcsh", "powershell"):  # they only read a startup file: append to it, or replace what we appended
+            begin, end = "# >>> dicom-echo >>>\n", "# <<< dicom-echo <<<\n"
+            before = file.read_bytes().decode() if file.exists() else ""
+            before = re.sub(f"{begin}.*?{end}", "", before, flags=re.DOTALL)
+            script = before + "\n" * (before[-1:] not in ("", "\n")) + begin + script + "\n" + end
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(script.encode())
+    except (OSError, UnicodeError, subprocess.SubprocessError) as error:
+        raise ValueError(f"cannot install the completion: {error} (--show-completion prints it)") from None
+    needs = {"bash": " with the package bash-completion", "zsh": " that runs compinit"}.get(shell, "")
+    return f"wrote {file}: each new {shell}{needs} completes the command dicom-echo (not: python dicom-echo.pyz)"
+
+
+def _completion_file(shell: str) -> Path:
+    import shutil
+    import subprocess
+    from pathlib import Path
+
+    def ask(*command: str) -> list[str]:  # in a session of its own, so that it cannot take the terminal from us
+        quiet: Any = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        answer: str = subprocess.check_output(command, timeout=30, encoding="utf-8", **quiet)  # noqa: S603  # a shell
+        return answer.splitlines()
+
+    home = Path.home()
+    if shell == "bash":
+        data = os.environ.get("XDG_DATA_HOME") or home / ".local/share"
+        folder = os.environ.get("BASH_COMPLETION_USER_DIR") or Path(data, "bash-completion")
+        return Path(folder, "completions", "dicom-echo")
+    if shell == "fish":
+        return Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config", "fish/completions/dicom-echo.fish")
+    if shell == "zsh":
+        for folder in ask("zsh", "-ic", "print -l $fpath"):
+            if folder.startswith("/") and os.access(folder, os.W_OK):
+                return Path(folder, "_dicom-echo")
+        raise OSError("no folder in zsh's fpath is yours; add one in .zshrc, before compinit")
+    if shell == "tcsh":  # which ignores .cshrc where there is a .tcshrc
+        return home / (".cshrc" if (home / ".cshrc").exists() and not (home / ".tcshrc").exists() else ".tcshrc")
+    program = shutil.which("pwsh") or "powershell"
+    return Path(ask(program, "-NoProfile", "-NonInteractive", "-Command", "$PROFILE.CurrentUserAllHosts")[0])
 
 
 def _max_pdu(text: str) -> int:
@@ -4599,6 +4681,13 @@ def _run(arguments: list[str], parser: Any) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         try:
+            for do, shell in (
+                (_completion_script, args.show_completion),
+                (_install_completion, args.install_completion),
+            ):
+                if shell:
+                    print(do(_login_shell() if shell is True else shell))
+                    return 0
             _check(args)
             if args.listen:
                 tls = _tls_context(args) if args.tls else None

@@ -1,0 +1,231 @@
+"""Shell completion: installed by the command, then used in real shells on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from command import PATIENCE, Outcome, command_line, environment, run_main, run_process
+from conftest import require
+
+pytest.importorskip("shtab")
+
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
+PROMPT, RECORDED = "READY> ", "<recorded>"
+STARTUP = {  # of each shell: a prompt to wait for, and what a user of its completion has there
+    "bash": (".bashrc", f"PS1='{PROMPT}'\n. {BASH_COMPLETION}\n"),
+    "zsh": (".zshrc", f"PROMPT='{PROMPT}'\nfpath=(~/.zfunc $fpath)\nautoload -U compinit\ncompinit -u\n"),
+    "fish": (".config/fish/config.fish", f"function fish_prompt\n    echo -n '{PROMPT}'\nend\n"),
+    "tcsh": (".tcshrc", f"set prompt='{PROMPT}'"),  # without an end of line
+}
+INSTALLED = {
+    "bash": ".local/share/bash-completion/completions/dicom-echo",
+    "zsh": ".zfunc/_dicom-echo",
+    "fish": ".config/fish/completions/dicom-echo.fish",
+    "tcsh": ".tcshrc",
+}
+shells = pytest.mark.parametrize("shell", STARTUP)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with startup files for all shells, and on PATH a `dicom-echo` that writes down its arguments."""
+    for file, text in STARTUP.values():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    (tmp_path / ".zfunc").mkdir()
+    (tmp_path / "fleet.txt").touch()
+    (tmp_path / "folder").mkdir()
+    recorder = tmp_path / "bin" / "dicom-echo"
+    recorder.parent.mkdir()
+    recorder.write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"with open({str(tmp_path / 'arguments')!r}, 'w') as file:\n    json.dump(sys.argv[1:], file)\n"
+        f"print({RECORDED!r})\n"
+    )
+    recorder.chmod(0o755)
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "BASH_COMPLETION_USER_DIR", "ZDOTDIR", "FPATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{recorder.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TERM", "xterm")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files, less what the shells keep for themselves."""
+    own = (".zcompdump", ".local/share/fish", ".config/fish/fish_variables", ".cache")
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(own)}
+
+
+def install(shell: str) -> Outcome:
+    path = require(shell, shell)
+    if shell == "bash" and not BASH_COMPLETION.exists():
+        require("bash_completion", "bash-completion")
+    return run_process(command_line("--install-completion"), environment(SHELL=path))
+
+
+@contextlib.contextmanager
+def terminal(shell: str, folder: Path) -> Iterator[int]:
+    """A shell on a pseudo-terminal, at its first prompt."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execvp(shell, [shell])
+    try:
+        yield terminal
+    finally:
+        os.close(terminal)  # the shell is hung up on
+        os.waitpid(process, 0)
+
+
+def typed(shell: str, home: Path, lines: Iterable[str]) -> list[list[str]]:
+    """What the command is given when these lines are typed, where <TAB> is the key."""
+    record, given = home / "arguments", list[list[str]]()
+    with terminal(shell, home) as keyboard:
+        read_until(lambda shown: PROMPT in shown, keyboard)
+        for line in lines:
+            os.write(keyboard, line.replace("<TAB>", "\t").encode() + b"\r")
+            read_until(lambda shown: PROMPT in shown.partition(RECORDED)[2], keyboard)
+            given.append(json.loads(record.read_text()))
+    return given
+
+
+def read_until(done: Callable[[str], bool], keyboard: int) -> None:
+    """Read what a terminal shows, which must not fill up, until something has happened."""
+    shown, end = "", time.monotonic() + PATIENCE
+    while not done(shown):
+        assert time.monotonic() < end, shown
+        if select.select([keyboard], [], [], 0.05)[0]:
+            shown += os.read(keyboard, 4096).decode(errors="replace")
+
+
+COMPLETED = {
+    "dicom-echo --form<TAB>": ["--format"],
+    "dicom-echo pacs:104 --form<TAB>": ["pacs:104", "--format"],
+    "dicom-echo -aec PACS --insec<TAB>": ["-aec", "PACS", "--insecure"],
+    "dicom-echo --format pro<TAB>": ["--format", "prometheus"],
+    "dicom-echo --install-completion fi<TAB>": ["--install-completion", "fish"],
+    "dicom-echo --targets fle<TAB>": ["--targets", "fleet.txt"],
+    "dicom-echo -T fle<TAB>": ["-T", "fleet.txt"],
+    "dicom-echo -v --cacert fold<TAB>": ["-v", "--cacert", "folder"],
+    "dicom-echo fle<TAB>": ["fle"],
+}
+
+
+@shells
+def test_a_shell_completes(shell: str, home: Path) -> None:
+    """Options, choices, and files after options that take one; a HOST is no file."""
+    assert install(shell).code == 0
+    given = [[argument.rstrip("/") for argument in each] for each in typed(shell, home, COMPLETED)]  # zsh removes it
+    assert dict(zip(COMPLETED, given)) == COMPLETED
+
+
+@shells
+def test_install_writes_one_file_and_says_which(shell: str, home: Path) -> None:
+    before = contents(home)
+    outcome = install(shell)
+    after = contents(home)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert str(home / INSTALLED[shell]) in outcome.out
+    assert {name for name in after if after[name] != before.get(name)} == {INSTALLED[shell]}
+    assert before.keys() <= after.keys()
+    assert after[INSTALLED[shell]].startswith(before.get(INSTALLED[shell], b""))
+    assert install(shell) == outcome
+    assert contents(home) == after
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_a_host_name(shell: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "known_hosts").write_text("pacs.example ssh-ed25519 AAAA\n")
+    (home / "hosts").write_text("192.0.2.7 pacs.example\n")
+    monkeypatch.setenv("HOSTFILE", str(home / "hosts"))  # which is bash's
+    assert install(shell).code == 0
+    assert typed(shell, home, ["dicom-echo pacs.ex<TAB>"]) == [["pacs.example"]]
+
+
+def test_install_for_powershell_adds_to_its_profile(home: Path) -> None:
+    """A stand-in tells where the profile is, so that the rest is tested where there is no PowerShell."""
+    profile = home / "Documents" / "profile.ps1"
+    pwsh = home / "bin" / "pwsh"
+    pwsh.write_text(f"#!/bin/sh\necho '{profile}'\n")
+    pwsh.chmod(0o755)
+    profile.parent.mkdir()
+    profile.write_bytes(b"\xef\xbb\xbfSet-Alias ll ls\r\n")
+    for _ in range(2):
+        outcome = run_process(command_line("--install-completion", "powershell"))
+        assert (outcome.code, outcome.err) == (0, "")
+        assert str(profile) in outcome.out
+    text = profile.read_bytes()
+    assert text.startswith(b"\xef\xbb\xbfSet-Alias ll ls\r\n")
+    assert text.count(b"Register-ArgumentCompleter -Native -CommandName dicom-echo") == 1
+
+
+def test_install_leaves_a_profile_in_utf_16_alone(home: Path) -> None:
+    profile = home / ".tcshrc"
+    profile.write_text("set prompt='> '", encoding="utf-16")
+    before = profile.read_bytes()
+    outcome = run_process(command_line("--install-completion", "tcsh"))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "cannot install" in outcome.err
+    assert profile.read_bytes() == before
+
+
+def test_powershell_completes(tmp_path: Path) -> None:
+    pwsh = shutil.which("pwsh") or pytest.skip("PowerShell is not installed (and no Debian package)")
+    script = tmp_path / "dicom-echo.ps1"
+    script.write_text(run_process(command_line("--show-completion", "powershell")).out)
+    for line, completed in ("dicom-echo --form", "--format"), ("dicom-echo --format pro", "prometheus"):
+        ask = f". '{script}'; (TabExpansion2 '{line}' {len(line)}).CompletionMatches.CompletionText"
+        assert run_process([pwsh, "-NoProfile", "-Command", ask]) == Outcome(0, f"{completed}\n", "")
+
+
+def test_zsh_without_a_folder_of_the_user_is_told(home: Path) -> None:
+    zsh = home / "bin" / "zsh"
+    zsh.write_text("#!/bin/sh\necho /nowhere\n")
+    zsh.chmod(0o755)
+    outcome = run_process(command_line("--install-completion", "zsh"))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "add one in .zshrc" in outcome.err
+
+
+def test_the_login_shell_is_the_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {shell: run_main(capsys, "--show-completion", shell) for shell in ("bash", "zsh", "fish", "tcsh")}
+    assert len({outcome.out for outcome in shown.values()}) == len(shown)
+    for path, shell in ("/bin/bash", "bash"), ("/opt/bin/fish", "fish"), ("/usr/bin/zsh", "zsh"), ("/bin/csh", "tcsh"):
+        monkeypatch.setenv("SHELL", path)
+        assert run_main(capsys, "--show-completion") == shown[shell]
+
+
+def test_an_unknown_shell_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SHELL", "/bin/dash")
+    outcome = run_main(capsys, "--show-completion")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "SHELL='/bin/dash'" in outcome.err
+    assert run_main(capsys, "--show-completion", "dash").code == 2
+
+
+def test_without_shtab_its_name_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    outcome = run_main(capsys, "--show-completion", "bash")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "pip install 'dicom-echo[completion]'" in outcome.err
+
+
+def test_every_option_that_takes_a_file_completes_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """In PowerShell's script, which lists them plainly."""
+    script = run_main(capsys, "--show-completion", "powershell").out
+    for option in ("targets", "cacert", "cert", "key", "output"):
+        assert f"'_shtab_dicom_echo___{option}' = '_shtab_powershell_compgen_files'" in script
+    assert script.isascii()
