@@ -1,0 +1,115 @@
+"""The module's own order: chapters name private names only of those that they may use."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dicom_echo as echo
+
+SOURCE = Path(echo.__file__).read_text(encoding="utf-8")
+
+# Which chapters a chapter may use, beside itself. What it names of others by exception stands behind it.
+ALL = set(range(1, 15))
+MAY_USE: dict[str, tuple[set[int], set[str]]] = {
+    "vocabulary": (set(), set()),
+    "errors": ({1}, set()),
+    "address": ({1, 2}, set()),
+    "request": ({1, 2, 3}, set()),
+    "verbs": (set(range(1, 12)), set()),
+    "echo": ({1, 2, 3, 4, 7, 8, 9}, set()),
+    "wire": ({1, 2}, {"_host_port", "_is_ip", "_is_ipv6", "_ascii_name"}),
+    "dialogue": ({1, 2, 3, 4, 9}, set()),
+    "codec": ({1, 2}, set()),
+    "turns": (set(), {"_Wait", "_Waiting"}),
+    "campaign": (set(range(1, 11)), set()),
+    "reports": ({1, 2, 3, 4, 11}, set()),
+    "other end": (ALL, set()),
+    "command": (ALL, set()),
+}
+
+
+@functools.cache
+def chapters() -> dict[str, list[ast.stmt]]:
+    """The statements of each chapter; those before the first are left out."""
+    heads = {
+        number: match[1]
+        for number, line in enumerate(SOURCE.splitlines(), 1)
+        if (match := re.fullmatch(r"# -- \d+\. ([a-z ]+) -+", line))
+    }
+    found: dict[str, list[ast.stmt]] = {name: [] for name in heads.values()}
+    for statement in ast.parse(SOURCE).body:
+        if before := [number for number in heads if number < statement.lineno]:
+            found[heads[max(before)]].append(statement)
+    return found
+
+
+def names_given(statement: ast.stmt) -> Iterator[str]:
+    """The names that a statement of the module binds."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        yield statement.name
+    elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.If, ast.Try, ast.With)):
+        yield from (node.id for node in ast.walk(statement) if is_name(node) and isinstance(node.ctx, ast.Store))
+
+
+def is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def test_the_chapters_are_those_of_the_map_in_the_head() -> None:
+    head = SOURCE[: SOURCE.index("# -- 1. ")]
+    assert re.findall(r"^# +\d+\. ([a-z ]+?)  ", head, re.MULTILINE) == list(chapters()) == list(MAY_USE)
+
+
+@pytest.mark.parametrize("name", MAY_USE)
+def test_a_chapter_names_private_names_only_of_chapters_that_it_may_use(name: str) -> None:
+    home = {
+        given: number
+        for number, statements in enumerate(chapters().values(), 1)
+        for statement in statements
+        for given in names_given(statement)
+        if given.startswith("_")
+    }
+    allowed, exceptions = MAY_USE[name]
+    own = list(MAY_USE).index(name) + 1
+    strangers = {
+        f"{node.id}, line {node.lineno}, of chapter {home[node.id]}"
+        for statement in chapters()[name]
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and home.get(node.id, own) not in allowed | {own} and node.id not in exceptions
+    }
+    assert strangers == set()
+    assert exceptions <= home.keys(), "an exception that no longer exists"
+
+
+def test_only_the_codec_and_the_other_end_import_pynetdicom() -> None:
+    importers = {
+        name
+        for name, statements in chapters().items()
+        for statement in statements
+        for node in ast.walk(statement)
+        if (isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("pynetdicom", "pydicom"))
+        or (isinstance(node, ast.Import) and any(a.name.startswith(("pynetdicom", "pydicom")) for a in node.names))
+    }
+    assert importers <= {"codec", "other end"}
+
+
+def test_nothing_depends_on_asserts() -> None:
+    assert not [node.lineno for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("name", ["dialogue", "codec", "address", "errors", "vocabulary"])
+def test_a_pure_chapter_does_no_input_or_output(name: str) -> None:
+    used = {
+        f"{node.value.id}.{node.attr}"
+        for statement in chapters()[name]
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in ("socket", "ssl", "selectors", "time", "os", "threading", "argparse")
+    }
+    assert used <= {"socket.inet_pton", "socket.AF_INET", "socket.AF_INET6"}  # an address without asking anybody
