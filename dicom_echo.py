@@ -202,6 +202,10 @@ def _reason(error: BaseException) -> str:
     return words[:1].lower() + words[1:]
 
 
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {round(seconds, 2) or seconds:g} s"
+
+
 # -- 2. errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -1419,10 +1423,6 @@ class _Association:
         """After an A-RELEASE-RQ an A-RELEASE-RP is due, after any other end nothing."""
         if isinstance(error, (Rejected, Aborted, ConnectionLost)):
             self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
-
-
-def _no_answer(seconds: float) -> str:
-    return f"no answer within {round(seconds, 2) or seconds:g} s"
 
 
 def _trace(pdus: list[tuple[float, str, bytes]], direction: str, pdu: bytes) -> None:
