@@ -55,7 +55,7 @@ def hear_pieces(pieces: Iterable[bytes], last: Phase, request: echo._Request) ->
     steps = {Phase.associate: dialogue.associate, Phase.echo: lambda: dialogue.echo(1), Phase.release: dialogue.release}
     heard = Heard(None, peer=None)
     try:
-        for phase, step in itertools.takewhile(lambda pair: pair[0] <= last, steps.items()):
+        for phase, step in steps.items():
             with told.phase(phase):
                 step()
                 while (event := dialogue.next_event()) is None:
@@ -66,6 +66,8 @@ def hear_pieces(pieces: Iterable[bytes], last: Phase, request: echo._Request) ->
                 heard = heard._replace(status=event.status, notes=(*heard.notes, *event.notes))
             else:
                 heard = heard._replace(released=event is True)
+            if phase == last:
+                break
     except EchoError as error:
         facts = tuple(pair for pair in error.facts.items() if pair[0] != "received")
         failure = Failure(type(error), error.phase, str(error), error.detail, facts, error.hint)
