@@ -54,11 +54,9 @@ def names_given(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
         yield statement.name
     elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.If, ast.Try, ast.With)):
-        yield from (node.id for node in ast.walk(statement) if is_name(node) and isinstance(node.ctx, ast.Store))
-
-
-def is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
 
 
 def test_the_chapters_are_those_of_the_map_in_the_head() -> None:
