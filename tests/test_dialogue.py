@@ -25,7 +25,7 @@ from dicom_echo import Aborted, ConnectionLost, EchoError, NotSupported, Phase, 
 RSP = rawpeer.echo_rsp_command(1)
 IMPLICIT, EXPLICIT = rawpeer.IMPLICIT_VR_LITTLE_ENDIAN, rawpeer.EXPLICIT_VR_LITTLE_ENDIAN
 PEER = echo.Peer(rawpeer.IMPLEMENTATION_CLASS_UID, rawpeer.VERSION_NAME, 16384, IMPLICIT)
-FAULTY = "the peer's DICOM is faul"
+FAULTY = "the peer's DICOM is faulty,"
 
 
 class Failure(NamedTuple):
@@ -70,7 +70,7 @@ def hear_pieces(pieces: Iterable[bytes], last: Phase, request: echo._Request) ->
                 break
     except EchoError as error:
         facts = tuple(pair for pair in error.facts.items() if pair[0] != "received")
-        failure = Failure(type(error), error.phase, str(error), error.detail, facts, error.hint[:24])
+        failure = Failure(type(error), error.phase, str(error), error.detail, facts, " ".join(error.hint.split()[:5]))
         heard = heard._replace(failure=failure)
     return heard
 
@@ -187,11 +187,9 @@ EXPECTED = {
     Phase.echo: "P-DATA-TF with the C-ECHO-RSP",
     Phase.release: "A-RELEASE-RP",
 }
-NAMES = dict(
-    zip(
-        range(1, 7), ("A-ASSOCIATE-RQ", "A-ASSOCIATE-AC", "A-ASSOCIATE-RJ", "P-DATA-TF", "A-RELEASE-RQ", "A-RELEASE-RP")
-    )
-)
+NAMES = {
+    1: "A-ASSOCIATE-RQ", 2: "A-ASSOCIATE-AC", 3: "A-ASSOCIATE-RJ", 4: "P-DATA-TF", 5: "A-RELEASE-RQ", 6: "A-RELEASE-RP"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("pdu_type", ANY_PDU)
@@ -249,7 +247,7 @@ def test_the_end_within_a_pdu(cut: int, phase: Phase) -> None:
 
 def test_the_end_between_two_fragments() -> None:
     stream = GOOD_ACCEPT + p_datas(*rawpeer.fragments(RSP, 40)[:-1])
-    hint = "the peer accepted the as"
+    hint = "the peer accepted the association"
     assert failure_of(stream, closes=True) == (ConnectionLost, Phase.echo, "the answer was cut off", "", (), hint)
 
 
@@ -459,21 +457,21 @@ def test_a_data_set_that_was_announced_does_not_disturb_the_next_echo(when: str,
 RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
 REASONS = {  # PS3.8 Table 9-21
-    (1, 1): ("no reason given", "the peer gives no reason"),
-    (1, 2): ("application context name not supported", "the peer may not be a DI"),
-    (1, 3): ("calling AE title not recognized", 'the peer may not know "E'),
-    (1, 7): ("called AE title not recognized", "check the called AE titl"),
-    (2, 1): ("no reason given", "the peer gives no reason"),
-    (2, 2): ("protocol version not supported", "the peer may speak an ol"),
-    (3, 1): ("temporary congestion", "the peer has no free ass"),
-    (3, 2): ("local limit exceeded", "the peer has no free ass"),
+    (1, 1): ("no reason given", "the peer gives no reason;"),
+    (1, 2): ("application context name not supported", "the peer may not be"),
+    (1, 3): ("calling AE title not recognized", "the peer may not know"),
+    (1, 7): ("called AE title not recognized", "check the called AE title"),
+    (2, 1): ("no reason given", "the peer gives no reason;"),
+    (2, 2): ("protocol version not supported", "the peer may speak an"),
+    (3, 1): ("temporary congestion", "the peer has no free"),
+    (3, 2): ("local limit exceeded", "the peer has no free"),
 }
 TRIPLES = [*itertools.product((1, 2, 9), (1, 2, 3, 7), range(1, 11)), (0, 0, 0), (255, 255, 255)]
 
 
 @pytest.mark.parametrize(("result", "source", "reason"), TRIPLES)
 def test_every_rejection(result: int, source: int, reason: int) -> None:
-    meaning, hint = REASONS.get((source, reason), ("reserved reason", "the peer gives no reason"))
+    meaning, hint = REASONS.get((source, reason), ("reserved reason", "the peer gives no reason;"))
     said = RESULTS.get(result, f"result {result}"), SOURCES.get(source, f"source {source}")
     detail = f"{', '.join(said)}, reason {reason}"
     facts = ("result", result), ("source", source), ("reason", reason)
@@ -483,7 +481,7 @@ def test_every_rejection(result: int, source: int, reason: int) -> None:
 
 def test_a_rejection_without_a_reason_may_be_about_the_identity() -> None:
     request = echo._Request.make("pacs", "ANY-SCP", "ECHOSCU", identity=echo.Identity(user="me"))
-    assert failure_of(rawpeer.associate_rj(1, 1, 1), request=request).hint == "the peer may not accept "
+    assert failure_of(rawpeer.associate_rj(1, 1, 1), request=request).hint == "the peer may not accept"
 
 
 @pytest.mark.parametrize(("reason", "titles"), [(3, ["MY STATION"]), (7, ["MY PACS", "MY STATION"])])
@@ -507,7 +505,7 @@ ABORT_REASONS = {  # PS3.8 Table 9-26
     5: "unexpected PDU parameter",
     6: "invalid PDU parameter value",
 }
-ABORT_HINTS = {Phase.associate: "the peer did not underst", Phase.echo: "the peer accepted the as"}
+ABORT_HINTS = {Phase.associate: "the peer did not understand", Phase.echo: "the peer accepted the association"}
 
 
 @pytest.mark.parametrize(("source", "reason"), list(itertools.product((0, 1, 2, 3, 255), (*range(8), 255))))
@@ -517,17 +515,17 @@ def test_every_abort(before: bytes, phase: Phase, source: int, reason: int) -> N
     detail = f"{'service-provider' if source == 2 else by}, reason {reason}"
     if source == 0:  # the service-user gives no reason, whatever the field holds
         meaning, detail = "no reason given", "service-user"
-    hint = "some peers abort instead" if phase == Phase.associate and 0 in (source, reason) else ABORT_HINTS[phase]
+    hint = "some peers abort instead of" if phase == Phase.associate and 0 in (source, reason) else ABORT_HINTS[phase]
     facts = ("source", source), ("reason", reason)
     assert failure_of(before + rawpeer.abort(source, reason)) == (Aborted, phase, meaning, detail, facts, hint)
 
 
 CONTEXT_RESULTS = {  # PS3.8 Table 9-18
-    1: ("user rejection", "the peer accepts the AE "),
-    2: ("no reason", "the peer accepts the AE "),
-    3: ("abstract syntax not supported", "the peer accepts the AE "),
-    4: ("transfer syntaxes not supported", "the peer offers Verifica"),
-    **dict.fromkeys((5, 255), ("reserved result", "the peer accepts the AE ")),
+    1: ("user rejection", "the peer accepts the AE"),
+    2: ("no reason", "the peer accepts the AE"),
+    3: ("abstract syntax not supported", "the peer accepts the AE"),
+    4: ("transfer syntaxes not supported", "the peer offers Verification, but"),
+    **dict.fromkeys((5, 255), ("reserved result", "the peer accepts the AE")),
 }
 
 
@@ -542,7 +540,7 @@ def test_every_context_result_but_acceptance(result: int, syntax: str | None) ->
 
 # --- What is not DICOM -----------------------------------------------------------------------------------------------
 
-NO_DICOM = "this is not a DICOM port"
+NO_DICOM = "this is not a DICOM"
 PROTOCOLS = {
     b"HTTP/1.0 400 Bad Request\r\n\r\n": ("HTTP", NO_DICOM),
     b"<html><body>400": ("HTML or XML", NO_DICOM),
