@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -108,6 +109,11 @@ def answer(**named: object) -> bytes:
     return GOOD_ACCEPT + rawpeer.command_pdu(rawpeer.echo_rsp_command(**named))  # type: ignore[arg-type]
 
 
+def context(data: bytes) -> bytes:
+    """An acceptance with context 3 refused, and this presentation context item."""
+    return rawpeer.pdu(2, rawpeer.associate_ac([(3, 1, None)])[6:] + rawpeer.item(0x21, data))
+
+
 def due(phase: Phase = Phase.associate) -> echo._Dialogue:
     """A dialogue in which an answer is due."""
     dialogue = echo._Dialogue(fuzz.REQUEST)
@@ -167,6 +173,14 @@ def test_one_dialogue_echoes_again_and_again() -> None:
         dialogue.echo(message_id)
         dialogue.receive_data(rawpeer.echo_rsp(message_id, status))
         assert dialogue.next_event() == (status, [])
+
+
+@pytest.mark.parametrize(("said", "limit"), [(None, 0), (0, 0), (20, 20), (16384, 16384)])
+def test_the_request_keeps_to_the_maximum_length_that_the_peer_states(said: int | None, limit: int) -> None:
+    dialogue = due()
+    dialogue.receive_data(rawpeer.associate_ac(max_length=said))
+    dialogue.next_event()
+    assert dialogue.echo(1) == echo._encode_c_echo_rq(1, limit)
 
 
 def test_nothing_of_an_answer_is_left_over_for_the_next() -> None:
@@ -392,11 +406,10 @@ VERSION = "the peer does not state protocol version 1 (PS3.8 9.3.3), but "
 SYNTAXES = "the peer accepted with {} transfer syntaxes, where one is due"
 DATA_SET = "the C-ECHO-RSP announces a data set (command data set type {})"
 SOP, BIG_ENDIAN = rawpeer.AFFECTED_SOP_CLASS_UID, "1.2.840.10008.1.2.2"
-TWO_SYNTAXES = rawpeer.item(0x21, b"\1\0\0\0" + rawpeer.item(0x40, EXPLICIT.encode()) * 2)
 NOTES = {
     "protocol version 0": (rawpeer.associate_ac(protocol_version=0), f"{VERSION}0000", IMPLICIT),
     "protocol version 2": (rawpeer.associate_ac(protocol_version=2), f"{VERSION}0002", IMPLICIT),
-    "two syntaxes": (rawpeer.pdu(2, rawpeer.associate_ac([])[6:] + TWO_SYNTAXES), SYNTAXES.format(2), EXPLICIT),
+    "two syntaxes": (context(b"\1\0\0\0" + rawpeer.item(0x40, EXPLICIT.encode()) * 2), SYNTAXES.format(2), EXPLICIT),
     "no syntax": (rawpeer.associate_ac([(1, 0, None)]), SYNTAXES.format("no"), None),
     "a syntax not proposed": (
         rawpeer.associate_ac([(1, 0, BIG_ENDIAN)]),
@@ -530,11 +543,11 @@ CONTEXT_RESULTS = {  # PS3.8 Table 9-18
 
 
 @pytest.mark.parametrize("result", CONTEXT_RESULTS)
-@pytest.mark.parametrize("syntax", [None, "", IMPLICIT, "not a UID"])
-def test_every_context_result_but_acceptance(result: int, syntax: str | None) -> None:
+@pytest.mark.parametrize("rest", [b"", rawpeer.item(0x40, b""), rawpeer.item(0x40, b"no UID"), b"\x40\0\xff\xff"])
+def test_every_context_result_but_acceptance_whatever_follows_it(result: int, rest: bytes) -> None:
     meaning, hint = CONTEXT_RESULTS[result]
     detail, facts = f"presentation context result {result}", (("result", result),)
-    failure = failure_of(rawpeer.associate_ac([(3, 0, IMPLICIT), (1, result, syntax)]))
+    failure = failure_of(context(bytes((1, 0, result, 0)) + rest))
     assert failure == (NotSupported, Phase.associate, meaning, detail, facts, hint)
 
 
@@ -559,6 +572,11 @@ def test_another_protocol_is_called_by_its_name(greeting: bytes) -> None:
     assert failure_of(greeting) == (ProtocolError, Phase.associate, f"the answer is {name}, not DICOM", "", (), hint)
 
 
+def test_tls_within_tls_is_no_reason_to_try_tls() -> None:
+    request = echo._Request.make("pacs", "ANY-SCP", "ECHOSCU", tls=ssl.create_default_context())
+    assert failure_of(b"\x15\x03\x01\0\2\2\x46", request=request).hint == NO_DICOM
+
+
 NONSENSE = [bytes(6), b"\x08\0\0\0\0\0", b"\xff" * 64, b"HTTQ/1.0", b"\x80\x00\x02\x10", b"xyz", b"\0"]
 
 
@@ -578,11 +596,6 @@ def test_the_first_bytes_are_a_fact() -> None:
 
 
 # --- What is broken --------------------------------------------------------------------------------------------------
-
-
-def context(data: bytes) -> bytes:
-    """An acceptance with this presentation context item."""
-    return rawpeer.pdu(2, rawpeer.associate_ac([])[6:] + rawpeer.item(0x21, data))
 
 
 def values(body: bytes) -> bytes:
