@@ -1298,7 +1298,7 @@ class _Echo:
             remote=self.wire.remote,
             peer=self.peer,
             tls=self.tls,
-            notes=tuple(self.notes),
+            notes=tuple(dict.fromkeys(self.notes)),  # a peer may do the same many times
             released=self.released,
         )
 
@@ -2458,7 +2458,8 @@ def _items(data: bytes, what: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1").strip(" \0")
+    """A text of the peer's; PS3.5 6.2 has at most 64 characters for such, and results are kept."""
+    return None if value is None else value[:256].decode("latin-1").strip(" \0") + "…" * (len(value) > 256)
 
 
 def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
