@@ -249,7 +249,9 @@ class EchoError(Exception, metaclass=_OwnNames):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild copies and pickles from the facts: an ``errno``, for one, is not in ``__dict__``."""
         facts: dict[str, Any] = self.facts
-        again = functools.partial(type(self), self.message, hint=self.hint, detail=self.detail, **facts)
+        again = functools.partial(
+            type(self), self.message, case=self._case, hint=self.hint, detail=self.detail, **facts
+        )
         return again, (), {"phase": self.phase}
 
 
@@ -862,8 +864,10 @@ class TLSInfo:
 class _Timings(dict[Phase, float]):
     """Read-only, so that a result can be hashed and shared."""
 
-    def __setitem__(self, *_: object) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a result cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
