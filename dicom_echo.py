@@ -688,6 +688,8 @@ class Identity:
         kinds = [kind for kind, value in given.items() if value is not None]
         if len(kinds) != 1 or (password is not None and user is None):
             raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
+        if not isinstance(given[kinds[0]], (str, bytes, bytearray)) or not isinstance(password, (str, type(None))):
+            raise TypeError("an identity is made of texts or bytes")
         self._type = 2 if password is not None else kinds[0]
         self._primary, self._secondary = (
             value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
@@ -759,7 +761,7 @@ class _Request:
         ):
             if not isinstance(getattr(self, name), kinds):
                 raise TypeError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
-        if isinstance(self.transfer_syntaxes, str):
+        if isinstance(self.transfer_syntaxes, str) or not isinstance(self.transfer_syntaxes, Sequence):
             raise TypeError(f"transfer_syntaxes must be a sequence of names, not {self.transfer_syntaxes!r}")
         if self.tls is not None and not hasattr(self.tls, "wrap_socket"):
             raise TypeError(f"tls must be an ssl.SSLContext, not {self.tls!r}")
