@@ -2317,7 +2317,7 @@ class _StandIn(type):
 def _load_codec() -> None:
     """Import pynetdicom and encode once, so that no echo pays for it."""
     try:
-        _encode_associate_rq("A", "B", 0, (_VERIFICATION,), None)
+        _encode_associate_rq("A", "B", 0, ("1.2.840.10008.1.2",), None)
         _encode_c_echo_rq(0, 0)
     except OSError as error:  # such as too many open files
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
