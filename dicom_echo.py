@@ -981,7 +981,10 @@ class EchoResult:
             message = f"status {_hex(self.status or 0)}, {self.status_text}"
             error = {"kind": "status", "phase": "echo", "message": message, "hint": self.hint, "detail": ""}
             error["status"] = self.status
-        tls = self.tls and {**vars(self.tls), "certificate_expiry": _iso(self.tls.certificate_expiry)}
+        tls: dict[str, Any] | None = None
+        if self.tls:
+            expiry = _iso(self.tls.certificate_expiry)
+            tls = {**vars(self.tls), "certificate_expiry": expiry, "names": list(self.tls.names)}
         return {
             "schema_version": 1,
             "type": "echo",
