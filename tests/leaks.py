@@ -26,11 +26,13 @@ def open_files() -> set[tuple[str, str]]:
 
 @contextlib.contextmanager
 def nothing_left_behind(patience: float = 0.0) -> Iterator[None]:
-    """Fail if there is a new open file or thread after the block; give threads these seconds to end."""
+    """Fail if there is a new open file or thread after the block; give those of a peer in this process time to end."""
     files, threads = open_files(), threading.enumerate()
     yield
     end = time.monotonic() + patience
-    while (new := [thread for thread in threading.enumerate() if thread not in threads]) and time.monotonic() < end:
+    while (new := [each for each in threading.enumerate() if each not in threads]) or open_files() - files:
+        if time.monotonic() > end:
+            break
         time.sleep(0.005)
     assert new == []
     assert open_files() - files == set()
