@@ -1,0 +1,386 @@
+"""Chapter 7, the wire: names, addresses, connections and the time that they take. TLS has a file of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import rawpeer
+from command import command_line, run_main, start_process
+from leaks import nothing_left_behind
+from rawpeer import (
+    A_ASSOCIATE_RQ,
+    P_DATA_TF,
+    Endpoint,
+    Expect,
+    RawPeer,
+    Send,
+    closed_port,
+    full_listener,
+    script,
+    silent_listener,
+)
+
+import dicom_echo as echo
+from dicom_echo import Phase
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops SYNs when a backlog is full")
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def peer() -> Iterator[RawPeer]:
+    """A good peer."""
+    with RawPeer() as peer:
+        yield peer
+
+
+@pytest.fixture
+def refusing() -> Iterator[Endpoint]:
+    with closed_port() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def dropping() -> Iterator[Endpoint]:
+    with full_listener() as endpoint:
+        yield endpoint
+
+
+# --- An application's own resolver -----------------------------------------------------------------------------------
+
+Found = list[Any]
+Install = Callable[..., str]
+NO_WAY = Endpoint("255.255.255.255", 104)  # no route leads to a broadcast address: nothing is sent
+
+
+@pytest.fixture
+def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Makes the name `many.test` stand for these endpoints, in this order; as an application's own resolver would."""
+
+    def install(*endpoints: Endpoint, pause: Callable[[], object] = lambda: None) -> str:
+        def resolver(host: str, port: int, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Found:
+            if host != "many.test":
+                return SYSTEM_RESOLVER(host, port, family, type, proto, flags)
+            pause()
+            return [
+                (rawpeer.family_of(each.host), socket.SOCK_STREAM, 6, "", (each.host, each.port)) for each in endpoints
+            ]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        return "many.test"
+
+    return install
+
+
+def resolver(host: str, port: int, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Found:
+    return SYSTEM_RESOLVER(HOSTS[host], port, family, type, proto, flags)
+
+
+def positional_resolver(
+    host: str, port: int, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0, /
+) -> tuple[Any, ...]:
+    return tuple(resolver(host, port, family, type, proto, flags))
+
+
+SYSTEM_RESOLVER = socket.getaddrinfo
+HOSTS = {"pacs.test": "127.0.0.1", "pacs.example.ü": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("own", [resolver, positional_resolver])
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("family", [0, socket.AF_INET])
+def test_an_application_s_own_resolver_is_honoured(
+    peer: RawPeer, monkeypatch: pytest.MonkeyPatch, own: object, host: str, family: int
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", own)
+    address = f"{host}:{peer.port}"
+    assert echo.probe(address, family=family).error is None
+    assert [result.error for result in echo.probe_many([address], family=family)] == [None]
+    assert str(echo.probe(f"other.test:{peer.port}").error) == "name not resolved"
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_does_not_resolve(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_name(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
+    assert run_main(capsys, "nobody.invalid") == (
+        3,
+        "❌ Unreachable: name not resolved\n"
+        "   while resolving nobody.invalid: name or service not known\n"
+        "   hint: check the spelling and the name server, or use the IP address\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "message"),
+    [
+        ("127.0.0.1", socket.AF_INET6, "the address does not match -4, -6 or --source"),
+        ("[::1]", socket.AF_INET, "the address does not match -4, -6 or --source"),
+        ("only-v4.test", socket.AF_INET6, "the name has no IPv6 address"),
+    ],
+)
+def test_an_address_of_the_other_family(monkeypatch: pytest.MonkeyPatch, host: str, family: int, message: str) -> None:
+    def getaddrinfo(name: str, *arguments: Any) -> Any:
+        return SYSTEM_RESOLVER("127.0.0.1" if name == "only-v4.test" else name, *arguments)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    error = echo.probe(host, family=family).error
+    assert isinstance(error, echo.Unreachable)
+    assert (str(error), error.phase) == (message, Phase.resolve)
+    assert error.hint == "leave out -4, -6 and --source, or give another address"
+
+
+def test_localhost_over_ipv6_where_it_is_ipv4_only(capsys: Capsys) -> None:
+    try:
+        socket.getaddrinfo("localhost", 104, socket.AF_INET6)
+    except OSError:
+        out = run_main(capsys, "-6", "localhost").out
+        assert out.startswith("❌ Unreachable: the name has no IPv6 address\n   while resolving localhost")
+    else:
+        pytest.skip("localhost has an IPv6 address here")
+
+
+@pytest.mark.parametrize(
+    ("host", "phase", "message", "hint"),
+    [
+        ("[fe80::1]", Phase.connect, None, "a link-local address needs the interface to use: [fe80::1%eth0]"),
+        ("[fe80::1%nonesuch]", Phase.resolve, 'this host has no network interface "nonesuch"', "this is trouble of "
+         "this host, not of the peer: look at its limits, permissions and network settings"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("ipv6")
+def test_a_link_local_address_needs_its_interface(host: str, phase: Phase, message: str | None, hint: str) -> None:
+    error = echo.probe(host, timeout=5).error
+    assert isinstance(error, echo.Unreachable)
+    assert (error.phase, error.hint) == (phase, hint)
+    assert message is None or (str(error), "lo" in error.detail) == (message, True)
+
+
+def test_a_look_up_that_hangs_is_bounded(resolve_to: Install) -> None:
+    release = threading.Event()
+    name = resolve_to(pause=lambda: release.wait(60))
+    with nothing_left_behind(patience=20):  # the thread ends with the look-up
+        try:
+            result = echo.probe(name, timeout=0.3)
+        finally:
+            release.set()
+    assert isinstance(result.error, echo.TimedOut)
+    assert (result.error.phase, str(result.error)) == (Phase.resolve, "no answer within 0.3 s")
+    assert result.error.hint == "the name server does not answer: try the IP address of the host"
+    assert list(result.timings) == [Phase.resolve]
+
+
+def test_a_hung_name_server_is_asked_by_a_bounded_number_of_threads(resolve_to: Install) -> None:
+    """And what is asked without a name goes on all the while."""
+    release, before = threading.Event(), threading.active_count()
+    name = resolve_to(pause=lambda: release.wait(60))
+    with RawPeer() as peer, nothing_left_behind(patience=20):
+        try:
+            kinds = {echo.probe(name, timeout=0.005).kind for _ in range(40)}
+            kinds |= {result.kind for result in echo.probe_many([f"{n}@{name}" for n in range(60)], timeout=0.005)}
+            left = threading.active_count() - before
+            literal = echo.probe_many([peer.address, name], timeout=2)
+            assert next(literal).kind == "ok"
+            literal.close()
+        finally:
+            release.set()
+    assert kinds == {"timeout"}
+    assert 40 <= left <= 70
+
+
+def test_a_slow_look_up_is_paid_from_the_same_limit(peer: RawPeer, resolve_to: Install) -> None:
+    name = resolve_to(peer.endpoint, pause=lambda: time.sleep(0.2))
+    result = echo.probe(name, timeout=10)
+    assert result.ok
+    assert result.timings[Phase.resolve] >= 0.19
+    peer.scripts = [script(accept=None)]
+    result = echo.probe(name, timeout=0.5)
+    assert (result.kind, result.phase) == ("timeout", Phase.associate)
+    assert result.timings[Phase.associate] < 0.4
+
+
+def test_a_literal_address_needs_no_thread(peer: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, started, start = threading.get_ident(), list[str](), threading.Thread.start
+
+    def note(self: threading.Thread) -> None:
+        started.extend([self.name] if threading.get_ident() == mine else [])
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    echo.send(peer.address)
+    assert started == []
+
+
+# --- Names with several addresses ------------------------------------------------------------------------------------
+
+NOTE = r"{} did not answer, which cost \d+ ms: {}"
+
+
+def test_the_first_that_answers_is_taken(peer: RawPeer, refusing: Endpoint, resolve_to: Install) -> None:
+    result = echo.probe(resolve_to(peer.endpoint, refusing))
+    assert (result.ok, result.remote, result.notes) == (True, peer.endpoint.host_port, ())
+
+
+@linux
+def test_an_address_that_refuses_before_the_one_that_answers_is_noted(resolve_to: Install, capsys: Capsys) -> None:
+    with RawPeer(host="127.0.0.3") as peer, closed_port("127.0.0.2") as nobody:
+        result = echo.probe(resolve_to(nobody, nobody, peer.endpoint))
+        shown = run_main(capsys, "-v", resolve_to(nobody, peer.endpoint)).out
+        assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
+    expected = NOTE.format(nobody.host_port, "connection refused")
+    assert [bool(re.fullmatch(expected, note)) for note in result.notes] == [True, True]
+    assert re.search(rf"note +{expected}", " ".join(shown.split()))
+
+
+@linux
+def test_a_silent_address_leaves_time_for_the_next_and_is_noted(resolve_to: Install) -> None:
+    with RawPeer(host="127.0.0.3") as peer, full_listener("127.0.0.2") as silent:
+        result = echo.probe(resolve_to(silent, peer.endpoint), timeout=2)
+        assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
+    assert len(result.notes) == 1
+    assert re.fullmatch(NOTE.format(silent.host_port, r"no answer within 1 s"), result.notes[0])
+    assert 0.9 < result.timings[Phase.connect] < 2
+
+
+def test_ipv6_refused_first_then_ipv4(peer: RawPeer, ipv6: str, resolve_to: Install) -> None:
+    """What `localhost` is on most hosts, with a peer that listens on 127.0.0.1 only."""
+    with closed_port(ipv6) as nobody:
+        result = echo.probe(resolve_to(nobody, peer.endpoint))
+    assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
+
+
+@pytest.fixture
+def ranked(refusing: Endpoint, dropping: Endpoint) -> dict[str, tuple[Endpoint, str]]:
+    return {
+        "refused": (refusing, "connection refused"),
+        "silent": (dropping, "no answer within 0.4 s"),
+        "no way": (NO_WAY, ""),
+    }
+
+
+@linux
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(("more", "less"), [("refused", "silent"), ("refused", "no way"), ("silent", "no way")])
+def test_the_failure_that_tells_more_is_told(
+    ranked: dict[str, tuple[Endpoint, str]], resolve_to: Install, more: str, less: str, backwards: bool
+) -> None:
+    """With the address that it is about, and in the end with the time that was waited."""
+    told, expected = ranked[more]
+    endpoints = [told, ranked[less][0]]
+    begun = time.monotonic()
+    result = echo.probe(resolve_to(*(reversed(endpoints) if backwards else endpoints)), timeout=0.4)
+    elapsed = time.monotonic() - begun
+    assert isinstance(result.error, echo.TimedOut if more == "silent" else echo.Unreachable)
+    assert (result.phase, result.remote, result.local) == (Phase.connect, told.host_port, None)
+    if more == "refused":
+        assert str(result.error) == expected
+        assert all(each.host_port in result.error.detail for each in endpoints)
+    else:
+        said = re.fullmatch(r"no answer within ([0-9.]+) s", str(result.error))
+        assert said is not None
+        assert elapsed >= float(said[1]) - 0.05
+
+
+@linux
+def test_all_silent_within_the_limit(dropping: Endpoint, resolve_to: Install) -> None:
+    begun = time.monotonic()
+    result = echo.probe(resolve_to(dropping, dropping, dropping), timeout=0.6)
+    assert isinstance(result.error, echo.TimedOut)
+    assert (result.error.phase, str(result.error), result.error.timeout) == (
+        Phase.connect, "no answer within 0.6 s", 0.6,
+    )  # fmt: skip
+    assert result.error.detail == "; ".join([f"{dropping.host_port}: no answer within 0.2 s"] * 3)
+    assert 0.5 < time.monotonic() - begun < 20
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot suspend a process")
+def test_a_client_that_was_suspended_past_its_limit_does_not_blame_the_peer() -> None:
+    with RawPeer(script(accept=None)) as peer, start_process(command_line(peer.address, "-t", 1.5)) as process:
+        while not (peer.received and peer.received[0].types):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.5)
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (3, "")
+    assert re.match(r"❌ Timed out: no answer within 1\.5 s, but this process did not run for \d s\n", out)
+    assert "hint: this is trouble of this host, not of the peer" in out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot suspend a process")
+def test_a_client_that_was_suspended_within_its_limit_goes_on() -> None:
+    with RawPeer() as peer, start_process(command_line(peer.address, "-t", 20)) as process:
+        while not peer.received:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "✅ Success\n", "")
+
+
+def in_two_writes(data: bytes) -> Send:
+    """As DCMTK answers: where Nagle's algorithm is on, the second waits for the acknowledgement of the first."""
+    return Send(data, chunk=len(data) // 2 + 1)
+
+
+@linux
+def test_no_acknowledgement_is_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 ms for each answer: most of twenty echoes are far below one of these, whatever the machine has to do."""
+    played = (
+        Expect(A_ASSOCIATE_RQ), in_two_writes(rawpeer.GOOD_ACCEPT), Expect(P_DATA_TF), in_two_writes(rawpeer.GOOD_ECHO),
+    )  # fmt: skip
+
+    def fastest() -> float:
+        with RawPeer(played, nodelay=False) as peer:
+            results = [echo.probe(peer.address, message_id=1, abort=True) for _ in range(20)]
+        assert all(results)
+        return min(result.timings[Phase.associate] + result.timings[Phase.echo] for result in results)
+
+    assert fastest() < 0.04
+    monkeypatch.delattr(socket, "TCP_QUICKACK")
+    fastest()  # other systems do not have it, and go on
+
+
+def test_a_refused_connection_says_so_at_once(refusing: Endpoint) -> None:
+    result = echo.probe(refusing.address, timeout=60)
+    assert isinstance(result.error, echo.Unreachable)
+    assert (str(result.error), result.phase, result.remote) == (
+        "connection refused", Phase.connect, refusing.host_port,
+    )  # fmt: skip
+    assert result.total < 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8")
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
+def test_the_source(source: str) -> None:
+    with RawPeer() as peer:
+        result = echo.probe(peer.address, source=source)
+    assert result.ok
+    assert (result.local or "").rpartition(":")[0] == source
+
+
+def test_silent_peers_cost_one_thread_in_all() -> None:
+    before = threading.active_count()
+    with silent_listener() as first, silent_listener() as second, RawPeer() as good:
+        results = echo.probe_many([first.address, second.address, good.address], timeout=60)
+        assert next(results).ok
+        extra = [each for each in threading.enumerate() if not each.name.startswith("RawPeer")]
+        assert len(extra) <= before + 1
+        results.close()
