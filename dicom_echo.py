@@ -1258,8 +1258,9 @@ class _Echo:
             end = self.wire.ready_at
             self._explain(error, phase)
             raise
-        except TimeoutError:
+        except TimeoutError as error:
             late = self.expired()
+            late.detail = str(error)
             self._explain(late, phase)
             raise late from None
         finally:
@@ -1342,10 +1343,7 @@ class _Association:
         with echo.phase(Phase.resolve):
             candidates = yield from wire.resolve(host, request.port, request.family)
         with echo.phase(Phase.connect):
-            try:
-                echo.notes += yield from wire.connect(candidates, request.source)
-            except TimeoutError:
-                raise echo.expired() from None
+            echo.notes += yield from wire.connect(candidates, request.source)
         if request.tls:
             with echo.phase(Phase.tls):
                 self._tls = echo.tls = yield from wire.start_tls(request.tls, request.server_hostname or host)
@@ -1589,10 +1587,10 @@ class _Wire:
             failures.append((*failure, time.perf_counter() - start))
         _, candidate, worst, _ = max(failures, key=lambda failure: failure[0])
         self.remote = str(candidate)
-        if isinstance(worst, TimedOut) and time.perf_counter() >= self.until:
-            raise TimeoutError
         if len(failures) > 1:
             worst.detail = "; ".join(f"{other}: {error}" for _, other, error, _ in failures)
+        if isinstance(worst, TimedOut) and time.perf_counter() >= self.until:
+            raise TimeoutError(worst.detail)
         raise worst
 
     def _unreachable(self, failure: OSError, candidate: _Candidate) -> tuple[int, _Candidate, Unreachable]:
