@@ -2628,7 +2628,7 @@ def _take_turns(
             selector.register(stop, selectors.EVENT_READ)
         try:
             while True:
-                if fresh and not turns and len(waiting) < at_once:
+                if fresh and len(waiting) + len(turns) < at_once:
                     if (task := next(todo, None)) is None:
                         fresh = False
                     else:
