@@ -234,12 +234,12 @@ AETable END
 
 
 @contextlib.contextmanager
-def run_orthanc(program: str, folder: Path, *, check_called_title: bool) -> Iterator[Peer]:
-    """Orthanc without plugins and without its web server."""
+def run_orthanc(program: str, folder: Path, *, check_called_title: bool, **settings: object) -> Iterator[Peer]:
+    """Orthanc without plugins and without its web server, with any more of its settings."""
 
     def command(port: int) -> list[str]:
         configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps(orthanc_configuration(folder, port, check_called_title)))
+        configuration.write_text(json.dumps({**orthanc_configuration(folder, port, check_called_title), **settings}))
         return [program, "--verbose", str(configuration)]
 
     with run_server(command, "ORTHANC", folder) as peer:

@@ -1,0 +1,400 @@
+"""Chapter 11, campaigns: repeats, intervals, retries, one association or many, who is asked when, and statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+from canned import Canned, run_canned
+from command import Outcome, run_main
+from conftest import require
+from peers import Peer, run_orthanc
+from rawpeer import (
+    A_ABORT,
+    A_ASSOCIATE_RQ,
+    A_RELEASE_RP,
+    A_RELEASE_RQ,
+    GOOD_RELEASE,
+    GOOD_SCRIPT,
+    P_DATA_TF,
+    Close,
+    Expect,
+    Link,
+    Pause,
+    RawPeer,
+    Reset,
+    Script,
+    Send,
+    Silence,
+    Step,
+    abort,
+    accept_proposal,
+    answer_echo,
+    associate_rj,
+    closed_port,
+    release_rq,
+    script,
+    silent_listener,
+)
+
+from dicom_echo import EchoResult, _Statistics
+
+Capsys = pytest.CaptureFixture[str]
+
+CONGESTED = script(accept=associate_rj(2, 3, 2))
+ABORTING = script(echo=abort())
+ANSWERED = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Expect(P_DATA_TF), Send(answer_echo))
+
+
+class Ran(NamedTuple):
+    """A run with JSON Lines."""
+
+    code: int
+    echoes: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def repeat(capsys: Capsys, *arguments: object) -> Ran:
+    code, out, err = run_main(capsys, "--format", "json", *arguments)
+    assert err == ""
+    *echoes, summary = map(json.loads, out.splitlines())
+    assert ([each["type"] for each in echoes], summary["type"]) == (["echo"] * len(echoes), "summary")
+    return Ran(code, echoes, summary)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Notes when each connection comes."""
+
+    times: list[float] = field(default_factory=list)
+
+    def run(self, _link: Link) -> None:
+        self.times.append(time.monotonic())
+
+    @property
+    def gaps(self) -> list[float]:
+        return [after - before for before, after in zip(self.times, self.times[1:])]
+
+
+# --- Repeats ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_echo_has_an_association_of_its_own(capsys: Capsys) -> None:
+    with RawPeer() as peer:
+        assert repeat(capsys, peer.address, "-c", 4, "-i", 0).code == 0
+        assert len(peer.received) == 4
+        types = [peer.conversation(number).types for number in range(4)]
+    assert types == [[A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]] * 4
+
+
+def test_a_failing_echo_is_a_loss_and_decides_the_exit_code(capsys: Capsys) -> None:
+    with RawPeer(GOOD_SCRIPT, ABORTING, GOOD_SCRIPT) as peer:
+        code, echoes, summary = repeat(capsys, peer.address, "-c", 4, "-i", 0)
+    assert [each["ok"] for each in echoes] == [True, False, True, True]
+    assert (code, summary["sent"], summary["succeeded"], summary["loss_percent"]) == (1, 4, 3, 25)
+    with closed_port() as nobody:
+        code, _, summary = repeat(capsys, nobody.address, "-c", 3, "-i", 0)
+    assert (code, summary["sent"], summary["loss_percent"], summary["kinds"]) == (3, 3, 100, {"unreachable": 3})
+
+
+@pytest.mark.parametrize("reuse", [[], ["--reuse"]])
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(1, [1, 2, 3]), (0, [0, 1, 2]), (7, [7, 8, 9]), (65534, [65534, 65535, 1]), (65535, [65535, 1, 2])],
+)
+def test_message_ids_count_up_and_wrap(capsys: Capsys, first: int, expected: list[int], reuse: list[str]) -> None:
+    with RawPeer() as peer:
+        echoes = repeat(capsys, peer.address, "-c", 3, "-i", 0, "-id", first, *reuse).echoes
+        sent = [peer.conversation(number).message_ids for number in range(len(peer.received))]
+    assert list(itertools.chain(*sent)) == [each["message_id"] for each in echoes] == expected
+
+
+def test_the_interval_is_from_start_to_start(capsys: Capsys) -> None:
+    clock = Clock()
+    with RawPeer((clock, Pause(0.2), *GOOD_SCRIPT)) as peer:
+        assert repeat(capsys, peer.address, "-c", 5, "-i", 0.25).code == 0
+    assert 0.9 < clock.times[-1] - clock.times[0] < 1.7  # with pauses between the echoes: 1.8 and more
+
+
+def test_slots_that_a_slow_echo_misses_are_left_out(capsys: Capsys) -> None:
+    clock = Clock()
+    with RawPeer((clock, Pause(0.7), *GOOD_SCRIPT), (clock, *GOOD_SCRIPT)) as peer:
+        assert repeat(capsys, peer.address, "-c", 3, "-i", 0.5).summary["succeeded"] == 3
+    assert clock.gaps[0] > 0.9  # not at once after the slow one
+    assert clock.gaps[1] > 0.2  # nor made up for
+
+
+# --- One association -------------------------------------------------------------------------------------------------
+
+
+def test_reuse_sends_all_over_one_association(capsys: Capsys) -> None:
+    with RawPeer() as peer:
+        code, echoes, _ = repeat(capsys, peer.address, "-c", 4, "-i", 0, "--reuse")
+        assert (code, len(peer.received)) == (0, 1)
+        assert peer.conversation().types == [A_ASSOCIATE_RQ, *[P_DATA_TF] * 4, A_RELEASE_RQ]
+    assert [list(each["phases_ms"]) for each in echoes] == [
+        ["resolve", "connect", "associate", "echo"], *[["echo"]] * 3,
+    ]  # fmt: skip
+    assert len({each["local"] for each in echoes}) == 1
+    assert all(each["peer"] for each in echoes)
+
+
+@pytest.mark.parametrize(
+    ("endings", "how", "goodbye"),
+    [
+        ([Close()], "closed by the peer", []),
+        ([Pause(0.05), Reset()], "(reset|closed) by the peer", []),
+        ([Send(abort(2, 2))], "A-ABORT", []),
+        ([Pause(0.05), Send(abort(0, 0)), Close()], "A-ABORT", []),
+        ([Send(release_rq())], "A-RELEASE-RQ", [A_RELEASE_RP]),
+        ([Pause(0.05), Send(release_rq())], "A-RELEASE-RQ", [A_RELEASE_RP]),
+    ],
+    ids=["closes", "resets", "aborts", "aborts and closes", "releases at once", "releases"],
+)
+def test_an_association_that_the_peer_ends_between_two_echoes_is_no_loss(
+    capsys: Capsys, endings: list[Step], how: str, goodbye: list[int]
+) -> None:
+    with RawPeer((*ANSWERED, *endings), GOOD_SCRIPT) as peer:
+        code, echoes, summary = repeat(capsys, peer.address, "-c", 3, "-i", 0.4, "--reuse")
+        assert len(peer.received) == 2
+        assert peer.conversation(0).types == [A_ASSOCIATE_RQ, P_DATA_TF, *goodbye]
+        assert peer.conversation(1).types == [A_ASSOCIATE_RQ, P_DATA_TF, P_DATA_TF, A_RELEASE_RQ]
+    assert (code, summary["sent"], summary["succeeded"], summary["loss_percent"]) == (0, 3, 3, 0)
+    note = rf"the peer had ended the association, within \d\.\d s after the last echo \({how}\); opened anew"
+    assert [len(each["notes"]) for each in echoes] == [0, 1, 0]
+    assert re.fullmatch(note, echoes[1]["notes"][0])
+
+
+def test_an_association_that_ends_in_the_middle_of_an_echo_is_a_loss_and_another_is_opened(capsys: Capsys) -> None:
+    with RawPeer((*ANSWERED, Expect(P_DATA_TF), Close()), GOOD_SCRIPT) as peer:
+        code, echoes, _ = repeat(capsys, peer.address, "-c", 3, "-i", 0.05, "--reuse")
+        assert len(peer.received) == 2
+    assert [each["error"] and each["error"]["kind"] for each in echoes] == [None, "lost", None]
+    assert code == 3
+
+
+def test_a_reused_association_is_aborted_after_a_late_answer(capsys: Capsys) -> None:
+    """What was not answered in time could be answered later: it must not be taken for the next answer."""
+    late = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Expect(P_DATA_TF), Pause(0.9), Send(answer_echo))
+    with RawPeer(late, GOOD_SCRIPT) as peer:
+        echoes = repeat(capsys, peer.address, "-c", 2, "-i", 0, "-t", 0.6, "--reuse").echoes
+        assert peer.conversation(0).types == [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT]
+    assert [each["error"] and each["error"]["kind"] for each in echoes] == ["timeout", None]
+
+
+def test_reuse_with_real_peers(capsys: Capsys, lenient_peer: Peer) -> None:
+    code, echoes, _ = repeat(capsys, lenient_peer.address, "-c", 5, "-i", 0, "--reuse")
+    assert (code, [each["ok"] for each in echoes]) == (0, [True] * 5)
+
+
+def test_orthanc_that_ends_idle_associations(capsys: Capsys, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("orthanc_impatient")
+    program = require("Orthanc", "orthanc")
+    with run_orthanc(program, folder, check_called_title=False, DicomScpTimeout=2) as peer:
+        code, echoes, summary = repeat(capsys, peer.address, "-c", 2, "-i", 4.5, "--reuse")
+    assert (code, summary["loss_percent"]) == (0, 0)
+    assert [len(each["notes"]) for each in echoes] == [0, 1]
+    assert re.search(r"ended the association, within 4\.\d s after the last echo \(.+\); opened anew", str(echoes[1]))
+
+
+# --- Who is asked when -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Occupancy:
+    """Counts the associations that are open at the same time."""
+
+    seconds: float = 0.05
+    now: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, link: Link) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        for step in (*ANSWERED, Expect(A_RELEASE_RQ)):
+            step.run(link)
+        link.pause(self.seconds)
+        with self.lock:
+            self.now -= 1
+        link.send(GOOD_RELEASE)
+
+
+@dataclass(frozen=True)
+class Meet:
+    """Goes on when enough connections are here."""
+
+    barrier: threading.Barrier
+
+    def run(self, _link: Link) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.barrier.wait(10)
+
+
+@contextlib.contextmanager
+def several(number: int, played: Script) -> Iterator[list[str]]:
+    """The addresses of raw peers that all play the same script."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(RawPeer(played)).address for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def canned() -> Iterator[Canned]:
+    with run_canned(live=12) as peers:
+        yield peers
+
+
+def test_jobs_are_done_at_the_same_time(capsys: Capsys) -> None:
+    with several(6, (Meet(barrier := threading.Barrier(6)), *GOOD_SCRIPT)) as addresses:
+        assert repeat(capsys, *addresses, "-j", 6, "-t", 30).code == 0
+    assert not barrier.broken
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_no_more_than_jobs_at_the_same_time(capsys: Capsys, jobs: int) -> None:
+    occupancy = Occupancy()
+    with several(8, (occupancy,)) as addresses:
+        assert repeat(capsys, *addresses, "-j", jobs).code == 0
+    assert occupancy.most == jobs
+
+
+@pytest.mark.parametrize("options", [[], ["-c", "2", "-i", "0"]])
+def test_one_host_and_port_is_never_asked_twice_at_the_same_time(capsys: Capsys, options: list[str]) -> None:
+    occupancy = Occupancy(0.02)
+    with RawPeer((occupancy,)) as peer:
+        titles = [f"TITLE{number}@{peer.endpoint.host_port}" for number in range(8)]
+        ran = repeat(capsys, *titles, *options)
+    assert (ran.code, occupancy.most) == (0, 1)
+    assert {each["target"] for each in ran.echoes} == set(titles)
+    assert len(ran.echoes) == (16 if options else 8)
+
+
+def test_a_busy_peer_does_not_hold_back_the_others(capsys: Capsys, canned: Canned) -> None:
+    """Nine targets wait behind one peer; with two jobs at once, the other job goes on to the other peers."""
+    others = [endpoint.address for endpoint in canned.live]
+    with RawPeer((Occupancy(0.1),)) as busy:
+        addresses = [f"T{number}@{busy.endpoint.host_port}" for number in range(9)]
+        echoes = repeat(capsys, *addresses, *others, "-j", 2).echoes
+    assert echoes[-1]["target"] == addresses[-1]
+    assert [each["target"] for each in echoes if each["target"] not in addresses] == others
+
+
+def test_results_come_as_they_finish(capsys: Capsys, canned: Canned) -> None:
+    others = [endpoint.address for endpoint in canned.live]
+    with silent_listener() as slow:
+        echoes = repeat(capsys, slow.address, *others, "-t", 1.5, "-j", 3).echoes
+    assert sorted(each["target"] for each in echoes) == sorted([*others, slow.address])
+    assert echoes[-1]["target"] == slow.address
+
+
+# --- Waiting ---------------------------------------------------------------------------------------------------------
+
+
+def test_wait_succeeds_when_the_peer_comes_up(capsys: Capsys) -> None:
+    stopping = threading.Event()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # refuses until it listens
+
+        def come_up() -> None:
+            stopping.wait(0.5)
+            listener.listen()
+            connection, _ = listener.accept()
+            with connection:
+                link = Link(connection, stopping)
+                for step in script()[:6]:
+                    step.run(link)
+
+        thread = threading.Thread(target=come_up)
+        thread.start()
+        outcome = run_main(capsys, f"127.0.0.1:{listener.getsockname()[1]}", "--wait", 20)
+        thread.join()
+    assert outcome == Outcome(0, "✅ Success\n", "")
+
+
+def test_wait_ends_with_the_first_success(capsys: Capsys) -> None:
+    with RawPeer(CONGESTED, CONGESTED, GOOD_SCRIPT) as peer:
+        outcome = run_main(capsys, peer.address, "--wait", 20)
+        assert len(peer.received) == 3
+        assert peer.conversation(2).message_ids == [3]
+    assert outcome == Outcome(0, "✅ Success\n", "")
+
+
+def test_wait_gives_up_with_the_last_error(capsys: Capsys) -> None:
+    begun = time.monotonic()
+    with closed_port() as endpoint:
+        outcome = run_main(capsys, endpoint.address, "--wait", 1)
+    assert outcome.code == 3
+    assert outcome.out.startswith("❌ Unreachable: connection refused\n")
+    assert outcome.out.count("❌") == 1
+    assert re.search(r"gave up after \d tries", outcome.out)
+    assert 0.95 < time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("before", [[], [CONGESTED] * 3])
+def test_wait_bounds_a_silent_peer_too(capsys: Capsys, before: list[Script]) -> None:
+    """The last try has what is left of the time, whatever the pauses before it took."""
+    with RawPeer(*before, (Silence(),)) as peer:
+        begun = time.monotonic()
+        outcome = run_main(capsys, peer.address, "--wait", 1.5, "-t", 60)
+        took = time.monotonic() - begun
+    assert (outcome.code, outcome.out[:11]) == (3, "❌ Timed out")
+    assert 1.4 < took < 20
+
+
+def test_the_delay_between_the_tries_grows(capsys: Capsys) -> None:
+    clock = Clock()
+    with RawPeer((clock, *CONGESTED)) as peer:
+        outcome = run_main(capsys, peer.address, "--wait", 2.2)
+    assert outcome.code == 1
+    assert "❌ Rejected: local limit exceeded" in outcome.out
+    assert 3 <= len(clock.times) <= 6  # of eleven, if it stayed as it begins
+    assert clock.gaps[0] > 0.15
+    assert clock.gaps[-1] > 0.4 or len(clock.times) < 5
+
+
+def test_wait_with_several_targets_waits_for_each(capsys: Capsys) -> None:
+    with RawPeer() as up, RawPeer(CONGESTED, CONGESTED, GOOD_SCRIPT) as late, RawPeer(CONGESTED) as never:
+        code, echoes, summary = repeat(capsys, never.address, late.address, up.address, "--wait", 2)
+        assert (len(up.received), len(late.received)) == (1, 3)
+        assert len(never.received) > 1
+        assert [each["target"] for each in echoes] == [up.address, late.address, never.address]
+    assert (code, summary["kinds"]) == (1, {"ok": 2, "rejected": 1})
+
+
+# --- Statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_their_echoes(capsys: Capsys) -> None:
+    with RawPeer((Pause(0.05), *GOOD_SCRIPT), GOOD_SCRIPT, ABORTING, GOOD_SCRIPT) as peer:
+        _, echoes, summary = repeat(capsys, peer.address, "-c", 5, "-i", 0)
+    times = [each["total_ms"] for each in echoes if each["ok"]]
+    average = sum(times) / 4
+    expected = {
+        "minimum": min(times), "average": average, "maximum": max(times),
+        "deviation": (sum((each - average) ** 2 for each in times) / 4) ** 0.5,
+    }  # fmt: skip
+    assert summary["times_ms"] == pytest.approx(expected, abs=0.02)
+    assert (summary["sent"], summary["succeeded"], summary["kinds"]) == (5, 4, {"ok": 4, "aborted": 1})
+
+
+def test_statistics_take_the_same_memory_for_any_number(canned: Canned) -> None:
+    import dicom_echo
+
+    result: EchoResult = dicom_echo.probe(canned.live[0].address)
+    statistics = _Statistics()
+    for _ in range(100_000):
+        statistics.add(result)
+    assert (statistics.sent, statistics.loss, len(statistics.recent)) == (100_000, 0, 60)
+    assert statistics.average == pytest.approx(result.total)
+    assert statistics.deviation == pytest.approx(0, abs=1e-6)
+    assert statistics.verdict is result
