@@ -1352,6 +1352,7 @@ class _Association:
         """Make ready for one more echo; say how the peer has ended the association since the last, "" if it has not."""
         self._take_up(echo)
         try:
+            self._dialogue.next_event()  # the end may have come together with the last answer
             while (data := self._wire.receive_at_once()) is not None:
                 self._dialogue.receive_data(data)
                 self._dialogue.next_event()
@@ -1362,7 +1363,7 @@ class _Association:
                 if error.message == _RELEASED
                 else "A-ABORT"
                 if error.kind == "aborted"
-                else error.message
+                else error.message.replace(" without an answer", "")
             )
             idle = time.perf_counter() - self._used_at
             return f"the peer had ended the association, within {idle:.1f} s after the last echo ({how}); opened anew"
