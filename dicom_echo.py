@@ -4752,7 +4752,9 @@ def _print_report(
             with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
-    tally = _Tally(campaign.outcomes(lambda: show(_progress(tally))), targets)
+    outcomes = campaign.outcomes(lambda: show(_progress(tally)))
+    stack.enter_context(contextlib.closing(outcomes))
+    tally = _Tally(outcomes, targets)
     signals.stream, unwritten = campaign, 0
     if signals.number:  # it came before there was a stream to end
         campaign.end()
