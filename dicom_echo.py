@@ -2715,7 +2715,8 @@ class _Stream:
                 yield from self._read(idle)
             finally:
                 self.end()
-                thread.join()
+                if not sys.is_finalizing():  # where a thread ends no more, but stops wherever it is
+                    thread.join()
 
     def _read(self, idle: Callable[[], None]) -> Iterator[Any]:
         import queue

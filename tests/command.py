@@ -1,15 +1,18 @@
-"""Running the command: in this process, or in one of its own."""
+"""Running the command: in this process, in one of its own, on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,10 +21,13 @@ import dicom_echo
 MODULE = Path(dicom_echo.__file__).resolve()
 
 SWAYING = {
-    "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONOPTIMIZE",
-    "PYTHONUNBUFFERED",
+    "NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS",
+    "PYTHONOPTIMIZE", "PYTHONUNBUFFERED", "DICOM_ECHO_PASSWORD", "DICOM_ECHO_KEY_PASSWORD",
 }  # fmt: skip
 PATIENCE = 30.0
+NO_CHANGES: Mapping[str, str] = MappingProxyType({})
+
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals, terminals and devices")
 
 
 class Outcome(NamedTuple):
@@ -60,15 +66,17 @@ def start_process(
     command: Sequence[str],
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
-    changes: Mapping[str, str] = MappingProxyType({}),
+    changes: Mapping[str, str] = NO_CHANGES,
+    stdin: int = subprocess.DEVNULL,
+    **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed.
 
-    Its coverage is not measured: an exception that a signal raises within coverage leaves a lock there locked for ever.
+    Its coverage is not measured: what a signal ends writes no report.
     """
     env = {name: value for name, value in environment(**changes).items() if not name.startswith("COVERAGE_")}
     with subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, encoding="utf-8"
+        command, env=env, stdin=stdin, stdout=stdout, stderr=stderr, encoding="utf-8", **options
     ) as process:
         try:
             yield process
@@ -76,11 +84,81 @@ def start_process(
             process.kill()
 
 
-def run_process(command: Sequence[str], env: dict[str, str] | None = None, encoding: str = "utf-8") -> Outcome:
-    """Run a command line to its end, with nothing to read from standard input."""
+def run_process(
+    command: Sequence[str], env: dict[str, str] | None = None, encoding: str = "utf-8", stdin: bytes = b""
+) -> Outcome:
+    """Run a command line to its end."""
     done = subprocess.run(
-        command, env=env or environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+        command, env=env or environment(), input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
     # What Python itself writes for a line end is not looked at here.
     out, err = (text.decode(encoding).replace("\r\n", "\n") for text in (done.stdout, done.stderr))
     return Outcome(done.returncode, out, err)
+
+
+def in_shell(script: str, *arguments: object, **changes: str) -> Outcome:
+    """Run a script of bash in which "$@" is the command."""
+    return run_process(["bash", "-c", script, "bash", *command_line(*arguments)], environment(**changes))
+
+
+def interrupt_after(text: str, number: signal.Signals, *arguments: object, **options: Any) -> Outcome:
+    """Run the command until its output holds a text, then send it a signal."""
+    with start_process(command_line(*arguments), **options) as process:
+        assert process.stdout
+        seen = ""
+        while text not in seen:
+            line = process.stdout.readline()
+            assert line, (seen, process.communicate()[1])
+            seen += line
+        time.sleep(0.2)  # the next echo is under way by then
+        process.send_signal(number)
+        rest, err = process.communicate(timeout=PATIENCE)
+    return Outcome(process.returncode, seen + rest, err)
+
+
+CONTROLLED = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def run_on_terminal(
+    *arguments: object,
+    width: int = 80,
+    interrupt_after: str = "",
+    command: Sequence[str] = (),
+    changes: Mapping[str, str] = NO_CHANGES,
+    **streams: int,
+) -> Outcome:
+    """Run the command on a terminal of its own; Ctrl-C is typed when the terminal shows a text.
+
+    Its three streams are the terminal, unless they are said to be something else.
+    """
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, width, 0, 0))
+    controlled = [sys.executable, "-c", CONTROLLED, *(command or command_line(*arguments))]
+    used = {"stdout": theirs, "stderr": theirs, **streams}
+    variables = {"TERM": "xterm", **changes}
+    with start_process(controlled, stdin=theirs, changes=variables, start_new_session=True, **used) as process:
+        os.close(theirs)
+        shown, typed, end = b"", not interrupt_after, time.monotonic() + PATIENCE
+        with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+            while select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
+                if not (data := os.read(ours, 1 << 16)):
+                    break
+                shown += data
+                if not typed and interrupt_after.encode() in shown:
+                    typed = True
+                    time.sleep(0.2)
+                    os.write(ours, b"\x03")
+        os.close(ours)
+        err = process.stderr.read() if process.stderr else ""
+        process.wait(PATIENCE)
+    return Outcome(process.returncode, shown.decode().replace("\r\n", "\n"), err)
+
+
+def left_on_screen(shown: str) -> list[str]:
+    """The lines that are left once each line that was cleared is cleared."""
+    return [line.rpartition("\r\x1b[K")[2] for line in shown.split("\n")]
