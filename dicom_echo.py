@@ -3844,7 +3844,7 @@ _SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 _EXAMPLES = """\
 examples:
   dicom-echo ANY-SCP@pacs:11112                does this node answer?
-  dicom-echo -aet MODALITY1 -v PACS@pacs:104   as the modality does, with details
+  dicom-echo -aet MODALITY1 -v PACS@pacs:104   as the modality, with details
   dicom-echo -T nodes.txt --format json        many nodes, for a program"""
 _EXIT_CODES = """\
 exit codes:
