@@ -3947,11 +3947,11 @@ def _parser() -> Any:
             _complain(f"{message} (see {self.prog} --help)", *further)
             raise SystemExit(_USAGE_ERROR)
 
-    class ShortHelp(argparse.Action):
-        """One screen."""
+    class Help(argparse.Action):
+        """One screen, or everything; argparse's own would not tell that it cannot be written."""
 
-        def __call__(self, *_: object) -> NoReturn:
-            print(_short_help())
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+            print(_short_help() if self.option_strings == ["-h"] else parser.format_help().rstrip())
             raise SystemExit(0)
 
     # fmt: off
@@ -4050,8 +4050,8 @@ def _parser() -> Any:
     ):
         add(option, metavar="SHELL", nargs="?", choices=_SHELLS, const=True, help=f"{what} [the login shell]")
     add("-V", "--version", action="store_true", help="print versions; with -v, list the archive's contents")
-    add("-h", action=ShortHelp, nargs=0, help="print a short help")
-    add("--help", action="help", help="print this help")
+    add("-h", action=Help, nargs=0, help="print a short help")
+    add("--help", action=Help, nargs=0, help="print this help")
     # fmt: on
     return parser
 
