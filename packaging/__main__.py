@@ -1,31 +1,83 @@
-"""What `python dicom-echo.pyz` runs first: is this Python new enough? Then on to our other two files.
+"""What `python dicom-echo.pyz` runs first. Nothing is unpacked: Python imports from the archive where it lies.
 
 Every Python since 2.7 must be able to read this file: else its answer is a SyntaxError, not a sentence.
 """
 
+import os
 import sys
 
-if sys.version_info < (3, 10):
-    sys.stderr.write(
-        "dicom-echo needs Python 3.10 or later; this is %d.%d.%d (%s)\n"
-        % (sys.version_info[0], sys.version_info[1], sys.version_info[2], sys.executable)
-    )
+NAGIOS = "--format=nagios" in sys.argv or ("--format", "nagios") in zip(sys.argv, sys.argv[1:])
+
+
+def give_up(why):
+    if NAGIOS:  # a plugin's line and state; at once, since in a signal handler an exception can get lost
+        os.write(1, ("DICOM ECHO UNKNOWN - %s\n" % why).encode("utf-8"))
+        os._exit(3)
+    sys.stderr.write("dicom-echo: %s\n" % why)
     sys.exit(2)
 
-sys.dont_write_bytecode = True  # we write to our own cache, never into the host's Python
+
+def suitable_python():
+    """The command for a Python on PATH that would do. Each is tried: a shim may have nothing behind it."""
+    import subprocess
+
+    for command in ["python3"] + ["python3.%d" % minor for minor in range(30, 8, -1)]:
+        test = [command, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+        try:
+            with open(os.devnull, "w") as null:
+                if subprocess.call(test, stdout=null, stderr=null) == 0:
+                    return command
+        except OSError:
+            pass  # there is no such command
+    return None
+
+
+if sys.version_info < (3, 9):
+    this = "%d.%d.%d" % sys.version_info[:3] + " (%s)" % sys.executable
+    found = suitable_python()
+    give_up("Python 3.9 or later is needed; this is " + this + ("; run it with " + found if found else ""))
+
+if any(os.environ.get(name) for name in ("SHIV_INTERPRETER", "SHIV_ENTRY_POINT", "SHIV_FORCE_EXTRACT")):
+    from _bootstrap import bootstrap
+
+    del sys.path[0]  # this archive: shiv unpacks it, and imports from there
+    sys.exit(bootstrap())
+
+import _signal  # signal.py would take a moment longer
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # else it is ignored, under nohup for example
+    _signal.signal(_signal.SIGINT, (lambda *_: give_up("interrupted")) if NAGIOS else _signal.SIG_DFL)
+
+
+def standard_library():
+    """Where Python's own modules may be, by full paths: anybody can call a directory lib-dynload."""
+    home = os.path.dirname(getattr(os, "__file__", ""))  # some Pythons have all of it in a zip file, and os frozen
+    base, name = sys.base_exec_prefix, os.path.basename(home)
+    places = [os.path.join(base, lib, name, "lib-dynload") for lib in (sys.platlibdir, "lib")]
+    if home:
+        places += [
+            home,
+            os.path.join(home, "lib-dynload"),
+            os.path.join(os.path.dirname(home), name.replace(".", "") + ".zip"),
+        ]
+    if sys.platform == "win32":
+        places += [os.path.join(base, "DLLs"), os.path.join(base, "python%d%d.zip" % sys.version_info[:2])]
+        places += [] if os.path.isdir(home) else [base]  # the embeddable Python has its extension modules there
+    return places
+
+
+# What the host has installed is not for us, and a `json.py` on PYTHONPATH is enough to break a Python program: only the
+# archive and the standard library stay importable. What .pth files have imported is forgotten.
+kept = {os.path.normcase(entry) for entry in sys.path[:1] + standard_library()}
+sys.path[:] = [entry for entry in sys.path if os.path.normcase(entry) in kept]
+sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "__module__", "").startswith("_frozen_importlib")]
+for module in [name for name in sys.modules if name.split(".")[0] in ("dicom_echo", "pydicom", "pynetdicom")]:
+    del sys.modules[module]
+sys.modules["numpy"] = None  # reads as "not installed"
+sys.dont_write_bytecode = True  # not into the host's Python either
 
 try:
-    import importlib.util
-
-    # Our start-up and shiv's as bytecode, where the archive has it for this Python; else as source, from its top.
-    compiled = "/start/%s-%s" % (sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER.hex())
-    sys.path.insert(0, sys.path[0] + compiled)
-    import dicom_echo_isolate
-
-    dicom_echo_isolate.forget_host_packages()
-
-    import dicom_echo_start
-
-    dicom_echo_start.run()
-except KeyboardInterrupt:  # before there was anybody to say it better
-    sys.exit(130)
+    import dicom_echo
+except Exception as error:
+    give_up("cannot load %r: %s: %s; is the file complete?" % (sys.argv[0], type(error).__name__, error))
+dicom_echo._command()
