@@ -1,7 +1,7 @@
 """Build dicom-echo.pyz, its checksums and its bill of materials: `build_pyz.py WHEEL FOLDER`.
 
 shiv packs the wheel and what pyz.lock pins, less what an echo never needs, in `site-packages/`; what runs on Python 3.9
-(pyz39.lock) lies in `py39/` there. We add our start-up (__main__.py and dicom_echo.py) and, for each of PYTHONS on PATH, a
+(pyz39.lock) lies in `py39/` there. We add our start-up (__main__.py, dicom_echo.py) and, for each of PYTHONS on PATH, a
 folder in `lib/` with all modules as bytecode, from which Python imports where it lies.
 The same commit and the same interpreters give the same bytes, whoever builds, where and when.
 """

@@ -1,6 +1,6 @@
 """Compile all modules below a folder for the Python that runs this: `bytecode.py FOLDER`. Their sources go.
 
-As `compileall -b` does it, but with paths relative to FOLDER, and without the docstrings of other people's modules: that
+Like `compileall -b`, but with paths relative to FOLDER, and without the docstrings of other people's modules, which
 makes the archive a third smaller. (-OO would take the asserts, too, with which pynetdicom checks values.)
 """
 

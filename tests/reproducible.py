@@ -1,4 +1,4 @@
-"""The same commit makes the same archive: `pytest tests/reproducible.py`. It takes two minutes and uses the network.
+"""The same commit makes the same archive: `pytest tests/reproducible.py`. It takes a minute and uses the network.
 
 Two copies of the sources, one with a space and an é in its path, are built by the oldest and the newest Python here,
 with different homes, umasks, locales, time zones, hash seeds and dates. As with nox, the virtual environment that the
@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from smoke import GOOD, ROOT, Python
+
+BUILDERS = [python for python in GOOD if python.version >= (3, 10)]  # what the build's own tools ask for
 
 SOURCES = ("dicom_echo.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "packaging")
 BUILT = ("SHA256SUMS", "dicom-echo.cdx.json", "dicom-echo.pyz")
@@ -44,7 +46,7 @@ def build(python: Python, folder: Path, umask: int, **settings: str) -> dict[str
     for other in {f"python3.{other.version[1]}" for other in GOOD} - {f"python3.{python.version[1]}"}:
         (tools.parent / other).symlink_to(shutil.which("false") or "false")
     run(tools, "-m", "build", "--wheel", "--no-isolation", "--outdir", home)
-    run(tools, "packaging/build_pyz.py", *home.glob("*.whl"), "--out", "dist")
+    run(tools, "packaging/build_pyz.py", *home.glob("*.whl"), "dist")
     return {name: hashlib.sha256((folder / "dist" / name).read_bytes()).hexdigest() for name in BUILT}
 
 
@@ -56,5 +58,8 @@ def test_the_same_bytes_come_out(tmp_path: Path) -> None:
     one = {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000"}
     other = {"LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000"}
     with ThreadPoolExecutor() as pool:
-        builds = [pool.submit(build, GOOD[0], here, 0o022, **one), pool.submit(build, GOOD[-1], there, 0o077, **other)]
+        builds = [
+            pool.submit(build, BUILDERS[0], here, 0o022, **one),
+            pool.submit(build, BUILDERS[-1], there, 0o077, **other),
+        ]
     assert builds[0].result() == builds[1].result()
