@@ -20,7 +20,7 @@ import dicom_echo
 from dicom_echo import Identity
 dicom_echo._own_process = {own}
 IDENTITIES = [
-    None, Identity(user="añb"), Identity(user="a", password="b"), Identity(kerberos=b"ticket"), Identity(saml="<saml/>"),
+    None, Identity(user="añb"), Identity(user="a", password="b"), Identity(kerberos=b"ticket"), Identity(saml="<a/>"),
     Identity(jwt="jwt"),
 ]
 SYNTAXES = [("1.2.840.10008.1.2",), ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.3.4")]
@@ -71,7 +71,8 @@ def test_an_ordinary_import_afterwards_is_whole() -> None:
 import pydicom, pynetdicom, pydicom.pixel_data_handlers
 from pynetdicom.sop_class import CTImageStorage
 context = pynetdicom.build_context(CTImageStorage)
-print(pydicom.dcmread.__module__, pynetdicom.AE.__module__, context.abstract_syntax.name, len(pynetdicom.StoragePresentationContexts))
+of_storage = len(pynetdicom.StoragePresentationContexts)
+print(pydicom.dcmread.__module__, pynetdicom.AE.__module__, context.abstract_syntax.name, of_storage)
 print(dicom_echo._encode_c_echo_rq.__module__, dicom_echo._encode_c_echo_rq_once.__wrapped__(0)[0].hex())
 """
     *_, whole, again = run(ENCODE.format(own=True) + after)
