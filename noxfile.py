@@ -6,26 +6,17 @@ from pathlib import Path
 import nox
 
 PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+NEWEST = next(version for version in reversed(PYTHONS) if shutil.which(f"python{version}"))
 ARCHIVE = Path("dist/dicom-echo.pyz")
 
 nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # an interpreter that this machine lacks is skipped with a notice
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "tests", "lowest", "coverage", "docs", "build", "smoke"]
+nox.options.sessions = ["lint", "tests", "coverage", "docs", "build", "smoke"]
 
 
 def dependencies(group: str) -> list[str]:
     return list(nox.project.dependency_groups(nox.project.load_toml(), group))
-
-
-def run_tests(session: nox.Session) -> None:
-    # Most tests wait for a peer or for a time limit, so that more of them than cores go on at once.
-    pytest = ("-m", "pytest", "-n", "6", *session.posargs)
-    if session.python == "3.12":  # which takes four times as long when it is watched
-        session.run("python", *pytest)
-    else:
-        session.run("coverage", "run", *pytest)
-        session.notify("coverage")
 
 
 @nox.session
@@ -40,16 +31,17 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests against real peers."""
-    session.install(".", *dependencies("test"))
-    run_tests(session)
-
-
-@nox.session(python="3.9")
-def lowest(session: nox.Session) -> None:
-    """Run the tests with the lowest versions of what we build on, which are also the last for this Python."""
-    session.install(".", "pynetdicom==2.0.2", "pydicom==2.4.4", *dependencies("test"))
-    run_tests(session)
+    """Run the tests: all of them on the lowest and the newest Python, real peers and the command on those between."""
+    # 3.9 goes with the lowest versions of what we build on, which are also the last for it.
+    pinned = ["pynetdicom==2.0.2", "pydicom==2.4.4"] if session.python == PYTHONS[0] else []
+    session.install(".", *pinned, *dependencies("test"))
+    # Most tests wait for a peer or for a time limit, so that more of them than cores go on at once.
+    pytest = ("-m", "pytest", "-n", "6", *session.posargs)
+    if session.python in (PYTHONS[0], NEWEST):
+        session.run("coverage", "run", *pytest)
+        session.notify("coverage")
+    else:
+        session.run("python", *pytest, *([] if session.posargs else ["tests/test_peers.py", "tests/test_command.py"]))
 
 
 @nox.session
@@ -62,8 +54,9 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the API documentation into build/docs; what pdoc warns of is an error."""
+    """Build the API documentation into build/docs, and README's picture; what pdoc warns of is an error."""
     session.install(".", *dependencies("docs"))
+    session.run("python", "docs/terminal.py", "build/docs/terminal.svg")
     session.run("python", "-W", "error", "-m", "pdoc", "-d", "numpy", "-o", "build/docs", "dicom_echo")
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/terminal.svg from a real run of the command against a real peer."""
+"""Draw README's terminal from a real run of the command against a real peer: `terminal.py [FILE]`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def main() -> None:
         lines = [line for command in COMMANDS for line in (f"$ {command}", *run(command).splitlines(), "")]
     finally:
         server.shutdown()
-    Path(__file__).with_name("terminal.svg").write_text(draw(lines[:-1]), encoding="utf-8")
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("terminal.svg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(draw(lines[:-1]), encoding="utf-8")
 
 
 if __name__ == "__main__":
