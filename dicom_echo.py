@@ -4426,19 +4426,18 @@ def _read(file: str) -> bytes:
 def _jobs(wanted: int | None, targets: int) -> int:
     """How many targets to ask in parallel: as many as wanted, or as the system has room for."""
     jobs = min(wanted or _DEFAULT_JOBS, targets)
-    if sys.platform == "win32":
-        room = 500  # its select takes 512 sockets
-    else:
+    room = 500  # Windows' select takes 512 sockets
+    if sys.platform != "win32":
         import resource
 
         needed = jobs + 64  # the rest of the process has files open too
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        if resource.RLIM_INFINITY != soft < allowed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if wanted and jobs > 1 and allowed < needed:
-            raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
         room = max(1, allowed - 64)
+        if jobs > 1 and resource.RLIM_INFINITY != soft < allowed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if wanted and room < jobs:
+            raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
     return min(jobs, room)
 
 

@@ -336,6 +336,7 @@ def test_a_peer_may_say_nothing_of_itself() -> None:
 def test_what_a_peer_calls_itself_decides_nothing(name: str, uid: str) -> None:
     accept = rawpeer.associate_ac([(1, 0, EXPLICIT)], max_length=4096, implementation_class_uid=uid, version_name=name)
     said_uid, said_name = (text.encode().decode("latin-1").strip(" \0") for text in (uid, name))
+    said_name = said_name[:256] + "…" * (len(said_name) > 256)
     peer = echo.Peer(said_uid, said_name, 4096, EXPLICIT)
     assert hear_pieces([accept], Phase.associate, fuzz.REQUEST) == Heard(None, (), peer)
 

@@ -359,7 +359,7 @@ def messages() -> Iterator[tuple[str, str]]:
                 yield kinds[call.func.id], given.value
 
 
-@pytest.mark.parametrize(("kind", "message"), dict.fromkeys(messages()))
+@pytest.mark.parametrize(("kind", "message"), sorted(set(messages())))
 def test_every_message_has_a_hint_or_its_phase_has(kind: str, message: str) -> None:
     for phase in PHASES[kind]:
         for tls in (False, True):
