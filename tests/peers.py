@@ -207,25 +207,28 @@ def hand_over(
 
 
 @contextlib.contextmanager
-def run_dcmqrscp(program: str, folder: Path) -> Iterator[Peer]:
-    """DCMTK's dcmqrscp; it refuses any called AE title but its own."""
+def run_dcmqrscp(program: str, folder: Path, *, admits: str = "") -> Iterator[Peer]:
+    """DCMTK's dcmqrscp; it refuses any called AE title but its own, and any calling one but the one it admits."""
     (folder / "storage").mkdir()
     configuration = folder / "dcmqrscp.cfg"
-    configuration.write_text(DCMQRSCP_CONFIGURATION.format(storage=folder / "storage"))
+    configuration.write_text(dcmqrscp_configuration(folder / "storage", admits))
     command = [program, "--verbose", "--disable-host-lookup", "--config", str(configuration)]
     with run_server(lambda port: [*command, str(port)], "QRSCP", folder) as peer:
         yield peer
 
 
-DCMQRSCP_CONFIGURATION = """\
+def dcmqrscp_configuration(storage: Path, admits: str) -> str:
+    """One AE title, for any host or for one calling AE title."""
+    return f"""\
 MaxPDUSize = 16384
 MaxAssociations = 16
 HostTable BEGIN
+{f"admitted = ({admits}, 127.0.0.1, 104)" if admits else ""}
 HostTable END
 VendorTable BEGIN
 VendorTable END
 AETable BEGIN
-QRSCP {storage} RW (1, 1mb) ANY
+QRSCP {storage} RW (1, 1mb) {"admitted" if admits else "ANY"}
 AETable END
 """
 
@@ -269,6 +272,7 @@ def run_pynetdicom(
     *,
     ae_title: str = "PYNETDICOM",
     check_called_title: bool = False,
+    admits: Sequence[str] = (),
     ssl_context: ssl.SSLContext | None = None,
     handlers: list[EventHandlerType] | None = None,
 ) -> Iterator[Peer]:
@@ -276,6 +280,7 @@ def run_pynetdicom(
     ae = AE(ae_title)
     ae.add_supported_context(Verification)
     ae.require_called_aet = check_called_title
+    ae.require_calling_aet = list(admits)
     with closing_sockets() as handler:
         every = [handler, *(handlers or [])]
         server = ae.start_server((host, 0), block=False, ssl_context=ssl_context, evt_handlers=every)

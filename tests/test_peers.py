@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
+import pickle
 import re
-import socket
 import ssl
 import sys
-import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import pytest
 import trustme
 from command import Outcome, run_main
 from conftest import require
-from peers import Peer, PeerFailed, TlsFiles, client_context, run_pynetdicom, run_storescp, server_context
-from pynetdicom.events import EVT_CONN_OPEN, Event
+from peers import Peer, PeerFailed, TlsFiles, client_context, run_dcmqrscp, run_pynetdicom, run_storescp
+from pynetdicom.events import EVT_CONN_OPEN, EVT_USER_ID, Event
 from rawpeer import closed_port, split_pdus
 
 import dicom_echo as echo
@@ -32,10 +32,11 @@ SUCCESS = Outcome(0, "✅ Success\n", "")
 REJECTED = """\
 ❌ Rejected: called AE title not recognized
    while associating with WRONG@{host_port} as ECHOSCU: rejected-permanent, service-user, reason 7
-   hint: the peer does not answer to "WRONG"; use the AE title that is configured on it: AE@HOST:PORT or \
--aec AE (upper and lower case count)
+   hint: check the called AE title "WRONG" (upper and lower case may count); some peers answer the same when they do \
+not admit the calling AE title "ECHOSCU" (-aet) or this host, 127.0.0.1
 """
 UID = r"[0-9]+(\.[0-9]+)+"
+HEAD = r"^\S+ \S+ (sent|received) ([A-Z-]+), \d+ bytes, (?:to|from) .*$"
 
 
 @pytest.fixture(autouse=True)
@@ -176,12 +177,11 @@ def test_debug_dumps_every_pdu(capsys: Capsys, real_peer: Peer) -> None:
     code, out, err = run_main(capsys, "-d", real_peer.address)
     assert code == 0
     assert out.startswith("✅ Success\n")
-    heads = re.findall(r"^(sent|received) ([A-Z-]+), \d+ bytes, (?:to|from) .*$", err, flags=re.MULTILINE)
+    heads = re.findall(HEAD, err, flags=re.MULTILINE)
     assert heads[:3] == [("sent", "A-ASSOCIATE-RQ"), ("received", "A-ASSOCIATE-AC"), ("sent", "P-DATA-TF")]
     assert ("received", "P-DATA-TF") in heads
     assert heads[-2:] == [("sent", "A-RELEASE-RQ"), ("received", "A-RELEASE-RP")]
-    assert re.search(rf"^ +Called AET: +{real_peer.ae_title}$", err, flags=re.MULTILINE)
-    assert "Result/Reason: Accepted" in err
+    assert f'called AE title "{real_peer.ae_title}", calling AE title "ECHOSCU"' in err
     dumped = bytes.fromhex("".join(re.findall(r"^  [0-9a-f]{4,}  ((?:[0-9a-f]{2} ?)+)", err, flags=re.MULTILINE)))
     pdus, rest = split_pdus(dumped)
     assert (len(pdus), rest) == (len(heads), b"")
@@ -224,9 +224,9 @@ def test_several_transfer_syntaxes(capsys: Capsys, real_peer: Peer) -> None:
 def test_abort_instead_of_release(capsys: Capsys, real_peer: Peer) -> None:
     code, out, err = run_main(capsys, "-d", "--abort", real_peer.address)
     assert (code, out.splitlines()[0]) == (0, "✅ Success")
-    heads = re.findall(r"^(?:sent|received) [A-Z-]+", err, flags=re.MULTILINE)
-    assert heads[-1] == "sent A-ABORT"
-    assert "sent A-RELEASE-RQ" not in heads
+    heads = re.findall(HEAD, err, flags=re.MULTILINE)
+    assert heads[-1] == ("sent", "A-ABORT")
+    assert ("sent", "A-RELEASE-RQ") not in heads
     assert "note" not in rows(out)
     assert run_main(capsys, real_peer.address) == SUCCESS
 
@@ -277,7 +277,99 @@ def test_the_worst_of_two_peers_is_the_exit_code(capsys: Capsys, storescp: Peer,
         assert run_main(capsys, storescp.address, wrong, nobody.address).code == 3
 
 
-# --- TLS -------------------------------------------------------------------------------------------------------------
+# --- Titles that the peer knows --------------------------------------------------------------------------------------
+
+
+def test_the_hint_names_both_titles_where_the_peer_means_the_calling_one(
+    capsys: Capsys, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """dcmqrscp, which knows who is called but not who calls, says that it does not know who is called."""
+    program, folder = require("dcmqrscp", "dcmtk"), tmp_path_factory.mktemp("dcmqrscp_admitting")
+    with run_dcmqrscp(program, folder, admits="MODALITY") as peer:
+        code, result = probe_json(capsys, "-aet", "STRANGER", peer.address)
+        assert run_main(capsys, "-aet", "MODALITY", peer.address) == SUCCESS
+    assert (code, result["error"]["message"]) == (1, "called AE title not recognized")
+    assert all(word in result["error"]["hint"] for word in ('"QRSCP"', '"STRANGER"', "-aet"))
+
+
+def test_a_peer_that_does_not_know_who_calls() -> None:
+    with run_pynetdicom(admits=["MODALITY"]) as peer:
+        error = echo.probe(peer.address, calling_ae_title="STRANGER").error
+        assert echo.send(peer.address, calling_ae_title="MODALITY") == 0
+    assert isinstance(error, echo.Rejected)
+    assert (str(error), error.reason) == ("calling AE title not recognized", 3)
+    assert all(word in error.hint for word in ('"STRANGER"', "127.0.0.1", "-aet"))
+
+
+# --- User identity ---------------------------------------------------------------------------------------------------
+
+SECRET = "open-sesame-4711"
+IDENTITIES: dict[str, tuple[int, dict[str, str]]] = {
+    "user": (1, {"user": SECRET}),
+    "password": (2, {"user": "me", "password": SECRET}),
+    "kerberos": (3, {"kerberos": SECRET}),
+    "saml": (4, {"saml": SECRET}),
+    "jwt": (5, {"jwt": SECRET}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "shown"),
+    [
+        *((kind, (True, b"welcome"), "accepted") for kind in ("kerberos", "saml", "jwt")),
+        *((kind, (True, b"welcome"), "not stated") for kind in ("user", "password")),  # pynetdicom does not confirm it
+        ("jwt", (True, None), "not stated"),
+        ("password", (False, None), None),
+        ("password", None, "not stated"),
+    ],
+)
+def test_a_user_identity_and_nothing_of_it_in_what_is_kept_or_shown(
+    capsys: Capsys, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str, answer: Any, shown: str | None
+) -> None:
+    number, parts = IDENTITIES[kind]
+    seen = list[tuple[Any, ...]]()
+
+    def on_identity(event: Any) -> Any:
+        seen.append((event.user_id_type, event.primary_field, event.secondary_field or b""))
+        return answer
+
+    handlers: list[Any] = [] if answer is None else [(EVT_USER_ID, on_identity)]
+    identity = echo.Identity(**parts)
+    with run_pynetdicom(handlers=handlers) as peer, caplog.at_level(logging.DEBUG, logger="dicom_echo"):
+        result = echo.probe(peer.address, identity=identity)
+        [many] = echo.probe_many([peer.address], identity=identity)
+        options: list[object] = []
+        for name, value in parts.items():
+            (tmp_path / name).write_text(value)
+            options += ["--user", value] if name == "user" else [f"--{name}-file", tmp_path / name]
+        texts = [run_main(capsys, *extra, *options, peer.address) for extra in (["-d"], ["--format", "json"])]
+    if answer is None:
+        assert seen == []
+    else:
+        values = [value.encode() for value in parts.values()]
+        assert seen[0] == (number, values[0], values[1] if number == 2 else b"")
+    assert result.kind == many.kind == ("ok" if shown else "rejected")
+    assert {text.code for text in texts} == {0 if shown else 1}
+    assert (result.peer and result.peer.user_identity) == shown
+    if result.error:
+        assert "identity" in result.error.hint
+    kept = [
+        repr(result),
+        str(result.error),
+        repr(identity),
+        json.dumps(result.to_dict()),
+        caplog.text,
+        *map(str, texts),
+    ]
+    hexed = SECRET.encode().hex(" ")
+    assert [text for text in kept if SECRET in text or hexed[:20] in text] == []
+    assert SECRET.encode() not in pickle.dumps(result)
+    for make in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match="holds a secret"):
+            make(identity)
+
+
+# --- TLS; more of it in test_tls -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -306,12 +398,15 @@ def tls_peer(request: pytest.FixtureRequest) -> Peer:
 
 
 def test_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    assert run_main(capsys, "--tls", "--cacert", tls_files.authority, tls_peer.address) == SUCCESS
-
-
-def test_tls_by_name(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    address = f"{tls_peer.ae_title}@localhost:{tls_peer.port}"
-    assert run_main(capsys, "--tls", "--cacert", tls_files.authority, address) == SUCCESS
+    by_name = f"{tls_peer.ae_title}@localhost:{tls_peer.port}"
+    for address in (tls_peer.address, by_name):
+        assert run_main(capsys, "--tls", "--cacert", tls_files.authority, address) == SUCCESS
+    options = ["--tls", "--cacert", tls_files.authority, "--server-name"]
+    assert run_main(capsys, *options, "localhost", tls_peer.address) == SUCCESS
+    assert run_main(capsys, *options, "localhost.", tls_peer.address) == SUCCESS
+    assert run_main(capsys, *options, "pacs.example", tls_peer.address).code == 3
+    assert run_main(capsys, "--tls", tls_peer.address).out.startswith("❌ TLS failed: certificate not trusted\n")
+    assert run_main(capsys, "--tls", "-k", tls_peer.address) == SUCCESS
 
 
 def test_tls_from_python(tls_peer: Peer, tls_files: TlsFiles) -> None:
@@ -321,201 +416,53 @@ def test_tls_from_python(tls_peer: Peer, tls_files: TlsFiles) -> None:
     assert result.tls is not None
     assert re.fullmatch(r"TLSv1\.[23]", result.tls.version)
     assert result.tls.cipher
-    assert result.tls.certificate_expiry is not None
-    assert result.tls.certificate_expiry.utcoffset() == timedelta(0)
-    assert result.tls.certificate_expiry > datetime.now(timezone.utc)
     assert result.tls.certificate_verified
-
-
-def test_the_default_port_over_tls_is_2762() -> None:
-    context = ssl.create_default_context()
-    assert echo.probe("no-such-host.invalid", tls=context).port == 2762
-    assert echo.probe("no-such-host.invalid").port == 104
-
-
-def test_verbose_tells_of_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    code, out, err = run_main(capsys, "--tls", "--cacert", tls_files.authority, "-v", tls_peer.address)
-    assert (code, err) == (0, "")
-    lines = [line.split(None, 1) for line in out.splitlines()[1:]]
-    phase, about = (rest for word, rest in lines if word == "tls")
-    assert re.fullmatch(r"\d+\.\d\d ms +█+", phase)
-    assert re.fullmatch(r"TLSv1\.[23], [A-Z0-9_-]+, certificate valid until \d{4}-\d\d-\d\d \d\d:\d\d UTC", about)
-
-
-def test_json_tells_of_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    code, result = probe_json(capsys, "--tls", "--cacert", tls_files.authority, tls_peer.address)
-    assert code == 0
-    assert list(result["phases_ms"]) == ["resolve", "connect", "tls", "associate", "echo", "release"]
-    tls = result["tls"]
-    assert set(tls) == {
-        "version", "cipher", "certificate_expiry", "certificate_verified", "subject", "issuer", "names",
-    }  # fmt: skip
-    assert tls["version"] in ("TLSv1.2", "TLSv1.3")
-    assert tls["cipher"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", tls["certificate_expiry"])
-
-
-def test_a_certificate_that_is_not_trusted(capsys: Capsys, tls_peer: Peer) -> None:
-    code, out, err = run_main(capsys, "--tls", tls_peer.address)
-    first, second, third = out.splitlines()
-    assert (code, err) == (3, "")
-    assert first == "❌ TLS failed: certificate not trusted"
-    assert second.startswith(f"   while negotiating TLS with {tls_peer.host_port}: ")
-    assert third.startswith("   hint: pass the issuing CA with --cacert FILE, ")
-
-
-def test_tls_failures_are_errors_of_their_kind(tls_peer: Peer) -> None:
+    assert result.tls.certificate_expiry is not None
+    assert result.tls.certificate_expiry > datetime.now(timezone.utc)
+    assert [each.ok for each in echo.probe_many([tls_peer.address] * 3, tls=client_context(tls_files))] == [True] * 3
     with pytest.raises(echo.TLSFailed, match=r"^certificate not trusted$") as caught:
         echo.send(tls_peer.address, tls=ssl.create_default_context())
     assert caught.value.phase == Phase.tls
 
 
-@contextlib.contextmanager
-def tls_server(context: ssl.SSLContext, *, hang_up: bool) -> Iterator[str]:
-    """Something that speaks TLS but not DICOM: it hangs up after the first bytes, or says nothing."""
-    stopping = threading.Event()
-
-    def serve(listener: socket.socket) -> None:
-        with contextlib.suppress(OSError), listener.accept()[0] as plain:
-            plain.settimeout(5)
-            with context.wrap_socket(plain, server_side=True) as secured:
-                secured.recv(1000)
-                if not hang_up:
-                    stopping.wait(20)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=[listener])
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            stopping.set()
-            thread.join()
+def test_the_default_port_over_tls_is_2762() -> None:
+    assert echo.probe("no-such-host.invalid", tls=ssl.create_default_context()).port == 2762
+    assert echo.probe("no-such-host.invalid").port == 104
 
 
-@pytest.mark.parametrize(
-    ("hang_up", "kind", "hint"),
-    [
-        (True, "lost", "the peer hung up after the TLS handshake: it may want a client certificate"),
-        (False, "timeout", "TLS is up but nothing answers: the peer may hang or be overloaded"),
-    ],
-)
-def test_no_hint_asks_for_tls_where_it_is_spoken(
-    authority: trustme.CA, tls_files: TlsFiles, hang_up: bool, kind: str, hint: str
-) -> None:
-    with tls_server(server_context(authority), hang_up=hang_up) as address:
-        result = echo.probe(address, tls=client_context(tls_files), timeout=2)
-    assert result.error is not None
-    assert (result.kind, result.error.phase) == (kind, Phase.associate)
-    assert result.error.hint.startswith(hint)
-    assert copy.deepcopy(result.error).hint == result.error.hint
+def test_repeats_over_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
+    options = ["--tls", "--cacert", tls_files.authority, "-c", 3, "-i", 0]
+    assert "3 sent, 3 succeeded" in run_main(capsys, *options, tls_peer.address).out
+    assert "3 sent, 3 succeeded" in run_main(capsys, *options, "--reuse", tls_peer.address).out
 
 
-def test_the_right_server_name(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    options = ["--tls", "--cacert", tls_files.authority, "--server-name", "localhost"]
-    assert run_main(capsys, *options, tls_peer.address) == SUCCESS
-
-
-@pytest.mark.parametrize("option", ["-k", "--insecure"])
-def test_without_verification(capsys: Capsys, tls_peer: Peer, option: str) -> None:
-    code, out, err = run_main(capsys, "--tls", option, "-v", tls_peer.address)
-    assert (code, err) == (0, "")
-    assert out.startswith("✅ Success\n")
-    assert re.search(r", certificate not verified, valid until \d{4}-\d\d-\d\d \d\d:\d\d UTC$", out, re.MULTILINE)
-
-
-@pytest.mark.parametrize("expiry", ["1999-12-31 23:59:58", "2049-12-31 23:59:59", "2050-01-01 00:00:00", "9999-12-31"])
-@pytest.mark.parametrize("verified", [False, True])
-def test_the_expiry_is_that_of_the_certificate(
-    authority: trustme.CA, tls_files: TlsFiles, expiry: str, verified: bool
-) -> None:
-    """Verified or not, in each of the two forms that X.509 has for a time."""
-    last = datetime.fromisoformat(expiry)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate = authority.issue_cert("127.0.0.1", not_before=datetime(1990, 1, 1), not_after=last)
-    certificate.configure_cert(context)
-    ours = client_context(tls_files)
-    if not verified:
-        ours.check_hostname, ours.verify_mode = False, ssl.CERT_NONE
-    with tls_server(context, hang_up=True) as address:
-        tls = echo.probe(address, tls=ours, timeout=5).tls
-    if verified and last.year < 2000:
-        assert tls is None
-    else:
-        assert tls is not None
-        assert (tls.certificate_expiry, tls.certificate_verified) == (last.replace(tzinfo=timezone.utc), verified)
-
-
-def test_a_client_certificate_is_wanted(capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
+def test_a_client_certificate(capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
     """Under TLS 1.3, the client is through with the handshake before the server finds the certificate missing."""
-    code, out, err = run_main(capsys, "--tls", "--cacert", tls_files.authority, mutual_tls_scp.address)
-    first, second, third = out.splitlines()
-    assert (code, err) == (3, "")
-    assert first == "❌ TLS failed: the peer wants a client certificate"
-    assert second.startswith(f"   while associating with {mutual_tls_scp.address} as ECHOSCU: ")
-    assert third == "   hint: present a client certificate: --cert FILE --key FILE"
-
-
-def test_a_client_certificate_is_wanted_over_tls_1_2(mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
-    context = client_context(tls_files)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    error = echo.probe(mutual_tls_scp.address, tls=context).error
-    assert isinstance(error, echo.TLSFailed)
-    assert error.phase == Phase.tls
-    assert "--cert" in error.hint
-
-
-def test_a_client_certificate_is_given(capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
-    options = ["--tls", "--cacert", tls_files.authority, "--cert", tls_files.certificate, "--key", tls_files.key]
-    assert run_main(capsys, *options, mutual_tls_scp.address) == SUCCESS
-
-
-def test_certificate_and_key_in_one_file(
-    capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles, tmp_path: Path
-) -> None:
-    both = tmp_path / "both.pem"
-    both.write_bytes(tls_files.certificate.read_bytes() + tls_files.key.read_bytes())
-    options = ["--tls", "--cacert", tls_files.authority, "--cert", both]
-    assert run_main(capsys, *options, mutual_tls_scp.address) == SUCCESS
-
-
-def test_a_client_certificate_of_a_stranger(
-    capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles, tmp_path: Path
-) -> None:
-    stranger = tmp_path / "stranger.pem"
-    trustme.CA().issue_cert("stranger.test").private_key_and_cert_chain_pem.write_to_path(str(stranger))
-    options = ["--tls", "--cacert", tls_files.authority, "--cert", stranger]
+    options = ["--tls", "--cacert", tls_files.authority]
     code, out, err = run_main(capsys, *options, mutual_tls_scp.address)
-    assert (code, err) == (3, "")
-    assert out.startswith("❌ TLS failed: the peer does not trust our certificate\n")
-    assert "   hint: have the peer trust the CA that issued it, " in out
+    assert (code, err, out.splitlines()[0]) == (3, "", "❌ TLS failed: the peer wants a client certificate")
+    options += ["--cert", tls_files.certificate, "--key", tls_files.key]
+    assert run_main(capsys, *options, mutual_tls_scp.address) == SUCCESS
 
 
 def test_tls_on_a_plain_port(capsys: Capsys, real_peer: Peer) -> None:
     code, out, err = run_main(capsys, "--tls", real_peer.address)
-    first, second, third = out.splitlines()
+    headline, circumstances, *_ = out.splitlines()
     assert (code, err) == (3, "")
-    assert first in ("❌ TLS failed: the peer does not speak TLS", "❌ TLS failed: closed during the handshake")
-    assert second.startswith(f"   while negotiating TLS with {real_peer.host_port}: ")
-    assert third.startswith(
-        ("   hint: the port does not speak TLS: drop --tls", "   hint: the port may not speak TLS (try without --tls)")
-    )
-
-
-def test_no_error_numbers_of_the_system_are_shown(capsys: Capsys, real_peer: Peer) -> None:
-    assert "[Errno" not in run_main(capsys, "--tls", real_peer.address).out
+    assert headline in ("❌ TLS failed: the peer does not speak TLS", "❌ TLS failed: closed during the handshake")
+    assert circumstances.startswith(f"   while negotiating TLS with {real_peer.host_port}: ")
+    assert "--tls" in out
+    assert "[Errno" not in out
 
 
 def test_a_plain_echo_on_a_tls_port(capsys: Capsys, tls_peer: Peer) -> None:
     """The peer closes, resets or sends a TLS alert: each is answered with the same advice."""
     code, out, err = run_main(capsys, tls_peer.address)
-    assert code in (1, 3)
-    assert err == ""
-    assert "try --tls" in out.splitlines()[-1]
+    assert (code in (1, 3), err) == (True, "")
+    assert "try --tls" in out
 
 
 def test_debug_over_tls_shows_plain_pdus(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
     code, _, err = run_main(capsys, "-d", "--tls", "--cacert", tls_files.authority, tls_peer.address)
-    assert code == 0
-    assert "sent A-ASSOCIATE-RQ" in err
-    assert "received A-RELEASE-RP" in err
+    heads = re.findall(HEAD, err, flags=re.MULTILINE)
+    assert (code, heads[0], heads[-1]) == (0, ("sent", "A-ASSOCIATE-RQ"), ("received", "A-RELEASE-RP"))
