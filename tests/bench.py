@@ -1,8 +1,8 @@
-"""The benchmark: `nox -s bench`. Prints tables of medians, measured side by side in one run, and asserts nothing.
+"""The benchmark: `nox -s bench`. Prints tables of medians, measured by turns in one run, and asserts nothing.
 
-    python tests/bench.py [rates] [dead] [memory] [flat] [single]      # some of them; all without a name
+    python tests/bench.py [times] [live] [silent] [memory] [single]      # some of them; all without a name
 
-DICOM_ECHO_RUST_PYTHON may name a Python that has the Rust package dicom-echo 0.3.0, to compare `send` with.
+DICOM_ECHO_OTHER may name folders (apart by `:`) that hold another dicom_echo.py each, to compare with.
 """
 
 from __future__ import annotations
@@ -24,15 +24,29 @@ from rawpeer import Endpoint
 
 import dicom_echo
 
-MODULE = Path(dicom_echo.__file__).resolve()
-RUNS = 3
+HERE = Path(dicom_echo.__file__).resolve().parent
+OTHERS = filter(None, os.environ.get("DICOM_ECHO_OTHER", "").split(":"))
+FOLDERS = {"here": HERE, **{other: Path(other) for other in OTHERS}}
+RUNS = 5
 
 # Runs the command as `python -m dicom_echo` does, and says on standard error how much memory it took.
 MEASURED = """\
 import resource, sys
 import dicom_echo
-dicom_echo.main()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
+try:
+    dicom_echo.main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
+"""
+
+# Asks all with so many jobs; the times that it reports.
+TIMES = """\
+import sys
+import dicom_echo
+jobs, *addresses = sys.argv[1:]
+dicom_echo.send(addresses[0])
+for result in dicom_echo.probe_many(addresses, jobs=int(jobs)):
+    print(result.total * 1000)
 """
 
 # Sends until standard input ends: a line in, a time in seconds out.
@@ -47,22 +61,27 @@ for _ in sys.stdin:
     print(time.perf_counter() - begun, flush=True)
 """
 
-PYNETDICOM_SENDER = """\
-import sys, time
-from pynetdicom import AE
-host, port = sys.argv[1].rsplit(":", 1)
-host = host.partition("@")[2] or host
+# The least that an echo can cost: the same bytes each time, over a bare socket.
+BARE_SENDER = """\
+import socket, sys, time
+import dicom_echo
+host, _, port = sys.argv[1].rpartition("@")[2].rpartition(":")
+echo = dicom_echo._Dialogue(dicom_echo._Request.make(sys.argv[1], "ANY-SCP", "ECHOSCU"))
+canned = [echo.associate(), echo.echo(1), echo.release()]
 def send():
-    ae = AE()
-    ae.add_requested_context("1.2.840.10008.1.1")
-    association = ae.associate(host, int(port))
-    status = association.send_c_echo().Status
-    association.release()
-    return status
+    with socket.create_connection((host, int(port))) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for pdu in canned:
+            sock.sendall(pdu)
+            data = b""
+            while len(data) < 6 or len(data) < 6 + int.from_bytes(data[2:6], "big"):
+                if hasattr(socket, "TCP_QUICKACK"):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                data += sock.recv(65536)
 send()
 for _ in sys.stdin:
     begun = time.perf_counter()
-    assert send() == 0
+    send()
     print(time.perf_counter() - begun, flush=True)
 """
 
@@ -72,21 +91,22 @@ class Run(NamedTuple):
 
     seconds: float
     memory: float
-    last_line: str
 
 
-def environment() -> dict[str, str]:
-    """One in which Python finds this very module."""
-    return {**os.environ, "PYTHONPATH": str(MODULE.parent)}
+def environment(folder: Path) -> dict[str, str]:
+    """One in which Python finds the module of this folder, and starts as it does for users."""
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+    }
+    return {**env, "PYTHONPATH": str(folder)}
 
 
-def run(*arguments: object) -> Run:
+def run(folder: Path, *arguments: object) -> Run:
     """Run the command in a process of its own."""
     command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
     begun = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
-    seconds = time.perf_counter() - begun
-    return Run(seconds, float(done.stderr.splitlines()[-1]), done.stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=False)
+    return Run(time.perf_counter() - begun, float(done.stderr.splitlines()[-1]))
 
 
 def write_targets(folder: Path, endpoints: Iterable[Endpoint]) -> Path:
@@ -102,47 +122,59 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     print(f"\n{title}")
     for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
     sys.stdout.flush()
-
-
-def time_echoscu(endpoints: Iterable[Endpoint], program: str) -> float:
-    """Seconds for one echoscu a target, eight at a time."""
-    arguments = "".join(f"{endpoint.host} {endpoint.port}\n" for endpoint in endpoints)
-    begun = time.perf_counter()
-    subprocess.run(["xargs", "-P", "8", "-n", "2", program], input=arguments, text=True, check=True)
-    return time.perf_counter() - begun
 
 
 # --- The measurements ------------------------------------------------------------------------------------------------
 
 
-def bench_rates(folder: Path, targets: int = 1000) -> None:
-    """Live targets: how many a second, against DCMTK's echoscu with xargs on the same peers."""
-    echoscu = find_program("echoscu")
-    ours: list[Run] = []
-    theirs: list[float] = []
+def bench_times(_folder: Path, peers: int = 300, delay: float = 0.02) -> None:
+    """Do peers that all take the same time get the same time reported, however many are asked at once?"""
+    rows = []
+    with run_canned(live=peers, delay=delay) as canned:
+        addresses = [each.address for each in canned.live]
+        for name, folder in FOLDERS.items():
+            alone = alone_high = 0.0
+            for jobs in (1, 32, 128):
+                command = [sys.executable, "-c", TIMES, str(jobs), *addresses]
+                said = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=True)
+                times = sorted(map(float, said.stdout.split()))
+                middle, high = statistics.median(times), times[len(times) * 95 // 100]
+                alone, alone_high = alone or middle, alone_high or high
+                cells = f"{middle:.2f}", f"{middle / alone:.2f}", f"{high:.2f}", f"{high / alone_high:.2f}"
+                rows.append((name, str(jobs), *cells))
+    table(
+        f"{peers} peers that take {delay * 1000:.0f} ms",
+        ("", "jobs", "median ms", "times -j 1", "95th percentile ms", "times -j 1"), rows,
+    )  # fmt: skip
+
+
+def bench_live(folder: Path, targets: int = 1000) -> None:
+    """Live targets, the whole command."""
     with run_canned(live=targets) as canned:
-        file = write_targets(folder, canned.live)
-        for _ in range(RUNS):
-            ours.append(run("--targets", file))
-            if echoscu:
-                theirs.append(time_echoscu(canned.live, echoscu))
-    rate = targets / statistics.median(each.seconds for each in ours)
-    rows = [("dicom-echo", f"{rate:.0f}", f"{max(each.memory for each in ours):.0f}", ours[-1].last_line)]
-    if theirs:
-        other = targets / statistics.median(theirs)
-        rows.append(("xargs -P 8 echoscu", f"{other:.0f}", "", f"dicom-echo is {rate / other:.1f} times as fast"))
-    table(f"{targets} live targets, median of {RUNS}", ("", "echoes/s", "peak MB", ""), rows)
+        compare(f"{targets} live targets, the whole command", ["--targets", write_targets(folder, canned.live)])
 
 
-def bench_dead(folder: Path, targets: int = 1000) -> None:
+def bench_silent(folder: Path, targets: int = 1000) -> None:
     """Targets that never answer."""
     with run_canned(silent=targets) as canned:
-        runs = [run("-T", write_targets(folder, canned.silent), "-t", 3, "-j", 1000) for _ in range(RUNS)]
-    took = statistics.median(each.seconds for each in runs)
-    rows = [(f"{took:.2f}", f"{max(each.memory for each in runs):.0f}", runs[-1].last_line)]
-    table(f"{targets} silent targets, -t 3 -j 1000, median of {RUNS}", ("seconds", "peak MB", ""), rows)
+        arguments = ["-T", write_targets(folder, canned.silent), "-t", 3, "-j", 1000]
+        compare(f"{targets} silent targets, -t 3 -j 1000", arguments)
+
+
+def compare(title: str, arguments: Sequence[object]) -> None:
+    """Run the command by turns from each folder."""
+    runs: dict[str, list[Run]] = {name: [] for name in FOLDERS}
+    for _ in range(RUNS):
+        for name, folder in FOLDERS.items():
+            runs[name].append(run(folder, *arguments))
+    seconds = {name: statistics.median(each.seconds for each in those) for name, those in runs.items()}
+    memory = {name: max(each.memory for each in those) for name, those in runs.items()}
+    rows = [
+        (name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds['here']:.2f}", f"{memory[name]:.0f}") for name in runs
+    ]
+    table(f"{title}, median of {RUNS} by turns", ("", "seconds", "ratio", "peak MB"), rows)
 
 
 def bench_memory(folder: Path, ports: int = 1000) -> None:
@@ -150,57 +182,40 @@ def bench_memory(folder: Path, ports: int = 1000) -> None:
     rows = []
     with run_canned(live=ports) as canned:
         for times in (1, 10):
-            done = run("-T", write_targets(folder, canned.live * times))
-            rows.append((str(ports * times), f"{done.memory:.1f}", f"{done.seconds:.2f}", done.last_line))
-    table("memory against number of targets", ("targets", "peak MB", "seconds", ""), rows)
+            done = run(HERE, "-T", write_targets(folder, canned.live * times))
+            rows.append((str(ports * times), f"{done.memory:.1f}", f"{done.seconds:.2f}"))
+    table("memory against number of targets", ("targets", "peak MB", "seconds"), rows)
 
 
-def bench_flat(_folder: Path, echoes: int = 10_000) -> None:
-    """One process, many echoes: the first thousand against the last."""
-    times = []
-    with run_canned(live=1) as canned:
-        dicom_echo.send(canned.live[0].address)
-        for _ in range(echoes):
-            begun = time.perf_counter()
-            dicom_echo.send(canned.live[0].address)
-            times.append((time.perf_counter() - begun) * 1000)
-    first, last = statistics.median(times[:1000]), statistics.median(times[-1000:])
-    rows = [(f"{first:.3f}", f"{last:.3f}", f"{last / first:.2f}")]
-    table(f"{echoes} echoes in one process, medians in ms", ("first 1,000", "last 1,000", "ratio"), rows)
-
-
-def bench_single(folder: Path, rounds: int = 100) -> None:
+def bench_single(folder: Path, rounds: int = 200) -> None:
     """One echo at a time to DCMTK's storescp, the contenders by turns."""
     storescp = find_program("storescp")
     if not storescp:
         print("\nstorescp is not installed: nothing to send to")
         return
-    rust = os.environ.get("DICOM_ECHO_RUST_PYTHON")
-    contenders = {
-        "send() of this module": [sys.executable, "-c", SENDER],
-        "pynetdicom: associate, send_c_echo, release": [sys.executable, "-c", PYNETDICOM_SENDER],
-        **({"send() of dicom-echo 0.3.0 (Rust)": [rust, "-c", SENDER]} if rust else {}),
-    }
+    contenders = {"a bare socket with canned bytes": (BARE_SENDER, HERE)}
+    contenders.update({f"send(), {name}": (SENDER, where) for name, where in FOLDERS.items()})
     with run_storescp(storescp, folder) as peer, contextlib.ExitStack() as stack:
         senders = {
-            name: stack.enter_context(running([*command, peer.address], with_module="Rust" not in name))
-            for name, command in contenders.items()
+            name: stack.enter_context(running([sys.executable, "-c", code, peer.address], where))
+            for name, (code, where) in contenders.items()
         }
         times: dict[str, list[float]] = {name: [] for name in senders}
         for _ in range(rounds):
             for name, sender in senders.items():
                 times[name].append(sender() * 1000)
-    rows = [(name, f"{statistics.median(each):.2f}", f"{min(each):.2f}") for name, each in times.items()]
-    table(f"one echo to storescp, {rounds} by turns", ("", "median ms", "best ms"), rows)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    bare = next(iter(medians.values()))
+    rows = [(name, f"{medians[name]:.2f}", f"{min(times[name]):.2f}", f"{medians[name] / bare:.1f}") for name in times]
+    table(f"one echo to storescp, {rounds} by turns", ("", "median ms", "best ms", "ratio"), rows)
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, with_module: bool) -> Iterator[Callable[[], float]]:
+def running(command: Sequence[str], where: Path) -> Iterator[Callable[[], float]]:
     """A sender in a process of its own; calling it sends once and returns the seconds that it took."""
-    env = environment() if with_module else {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    folder = tempfile.gettempdir()  # Python looks for modules in its folder, and this module may be here
+    folder = tempfile.gettempdir()  # Python looks for modules in its folder, and another may be here
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=env, cwd=folder
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment(where), cwd=folder
     ) as process:
         stdin, stdout = process.stdin, process.stdout
         assert stdin
@@ -215,10 +230,10 @@ def running(command: Sequence[str], *, with_module: bool) -> Iterator[Callable[[
 
 
 BENCHES: dict[str, Callable[[Path], None]] = {
-    "rates": bench_rates,
-    "dead": bench_dead,
+    "times": bench_times,
+    "live": bench_live,
+    "silent": bench_silent,
     "memory": bench_memory,
-    "flat": bench_flat,
     "single": bench_single,
 }
 

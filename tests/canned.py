@@ -8,13 +8,17 @@ They cost the tool under test nothing: its memory, threads and file descriptors 
 The process ends when its standard input does, so none is left behind by a test run that is killed.
 """
 
+from __future__ import annotations
+
 import contextlib
+import heapq
 import json
 import selectors
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,9 +50,12 @@ class Canned:
 
 
 @contextlib.contextmanager
-def run_canned(live: int = 0, silent: int = 0) -> Iterator[Canned]:
-    """Run so many ports that answer and so many that do not, on 127.0.0.1, in one process."""
-    command = [sys.executable, __file__, str(live), str(silent)]
+def run_canned(live: int = 0, silent: int = 0, delay: float = 0.0) -> Iterator[Canned]:
+    """Run so many ports that answer and so many that do not, on 127.0.0.1, in one process.
+
+    Those that answer take `delay` seconds to accept an association.
+    """
+    command = [sys.executable, __file__, str(live), str(silent), str(delay)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
@@ -77,7 +84,9 @@ def answer(received: ReceivedPdu) -> bytes:
 class Server:
     """One loop over all listeners and connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+        self._due: list[tuple[float, int, socket.socket]] = []  # acceptances, a heap
         self._selector = selectors.DefaultSelector()
         self._silent: list[socket.socket] = []  # kept open
 
@@ -95,13 +104,17 @@ class Server:
     def serve(self) -> None:
         """Serve for ever."""
         while True:
-            for key, _ in self._selector.select():
+            pause = max(0.0, self._due[0][0] - time.perf_counter()) if self._due else None
+            for key, _ in self._selector.select(pause):
                 assert isinstance(key.fileobj, socket.socket)
                 with contextlib.suppress(BlockingIOError):
                     if key.data is None:
                         self._accept(key.fileobj)
                     else:
                         self._receive(key.fileobj, key.data)
+            while self._due and self._due[0][0] <= time.perf_counter():
+                with contextlib.suppress(OSError):
+                    heapq.heappop(self._due)[2].sendall(GOOD_ACCEPT)
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -115,7 +128,10 @@ class Server:
             pending += data
             pdus, rest = split_pdus(bytes(pending))
             pending[:] = rest
-            connection.sendall(b"".join(map(answer, pdus)))
+            if self._delay and pdus and pdus[0].type == A_ASSOCIATE_RQ:
+                heapq.heappush(self._due, (time.perf_counter() + self._delay, connection.fileno(), connection))
+            else:
+                connection.sendall(b"".join(map(answer, pdus)))
         except ConnectionError:
             data = b""
         if not data:
@@ -134,9 +150,9 @@ def raise_limit() -> None:
 
 def main() -> None:
     """Print the ports as JSON, then serve until standard input ends."""
-    live, silent = map(int, sys.argv[1:])
+    live, silent = map(int, sys.argv[1:3])
     raise_limit()
-    server = Server()
+    server = Server(float(sys.argv[3]))
     print(json.dumps([server.listen(number < live) for number in range(live + silent)]), flush=True)
     threading.Thread(target=server.serve, daemon=True).start()
     sys.stdin.read()
