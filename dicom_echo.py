@@ -1582,7 +1582,7 @@ class _Wire:
                 failure = self._unreachable(error, candidate)
             else:
                 return [
-                    f"{other} did not answer, which cost {seconds * 1000:.0f} ms: {error}"
+                    f"tried first: {other}, {error}, {seconds * 1000:.0f} ms"
                     for _, other, error, seconds in failures
                 ]
             failures.append((*failure, time.perf_counter() - start))

@@ -114,7 +114,7 @@ def results() -> dict[str, _Echoed]:
             identity=echo.Identity(user="root", password="hush"),
         ),
         "success after an address that did not answer": made(
-            notes=("192.0.2.6:104 did not answer, which cost 5000 ms: no answer within 5 s",)
+            notes=("tried first: 192.0.2.6:104, no answer within 5 s, 5000 ms",)
         ),
         "success of a rude peer": made(
             peer=replace(PEER, implementation_version_name=RUDE[:16], implementation_class_uid="1.2\n"),
