@@ -1582,8 +1582,7 @@ class _Wire:
                 failure = self._unreachable(error, candidate)
             else:
                 return [
-                    f"tried first: {other}, {error}, {seconds * 1000:.0f} ms"
-                    for _, other, error, seconds in failures
+                    f"tried first: {other}, {error}, {seconds * 1000:.0f} ms" for _, other, error, seconds in failures
                 ]
             failures.append((*failure, time.perf_counter() - start))
         _, candidate, worst, _ = max(failures, key=lambda failure: failure[0])

@@ -241,7 +241,8 @@ def test_an_address_that_refuses_before_the_one_that_answers_is_noted(resolve_to
         shown = run_main(capsys, "-v", resolve_to(nobody, peer.endpoint)).out
         assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
     expected = NOTE.format(nobody.host_port, "connection refused")
-    assert [bool(re.fullmatch(expected, note)) for note in result.notes] in ([True], [True, True])  # the same note is kept once
+    assert result.notes
+    assert all(re.fullmatch(expected, note) for note in result.notes)
     assert re.search(rf"note +{expected}", " ".join(shown.split()))
 
 
@@ -302,7 +303,8 @@ def test_all_silent_within_the_limit(dropping: Endpoint, resolve_to: Install) ->
     assert (result.error.phase, str(result.error), result.error.timeout) == (
         Phase.connect, "no answer within 0.6 s", 0.6,
     )  # fmt: skip
-    assert result.error.detail == "; ".join([f"{dropping.host_port}: no answer within 0.2 s"] * 3)
+    share = rf"{re.escape(dropping.host_port)}: no answer within 0\.\d+ s"  # a busy machine leaves the later ones less
+    assert re.fullmatch("; ".join([share] * 3), result.error.detail)
     assert 0.5 < time.monotonic() - begun < 20
 
 
