@@ -1358,13 +1358,9 @@ class _Association:
                 self._dialogue.next_event()
         except EchoError as error:
             self._hear_the_end(error)
-            how = (
-                "A-RELEASE-RQ"
-                if error.message == _RELEASED
-                else "A-ABORT"
-                if error.kind == "aborted"
-                else error.message.replace(" without an answer", "")
-            )
+            how = error.message.replace(" without an answer", "")
+            if error.kind == "aborted" or error.message == _RELEASED:
+                how = "A-ABORT" if error.kind == "aborted" else "A-RELEASE-RQ"
             idle = time.perf_counter() - self._used_at
             return f"the peer had ended the association, within {idle:.1f} s after the last echo ({how}); opened anew"
         return ""
