@@ -2650,7 +2650,8 @@ def _take_turns(
                 if selector.get_map():
                     ready = selector.select(pause)
                 else:  # nothing but time to wait for, which Windows' select does not take
-                    time.sleep(pause)
+                    if pause:
+                        time.sleep(pause)
                     ready = []
                 now = time.perf_counter()
                 for key, _ in ready:
