@@ -1,7 +1,4 @@
-"""What `python dicom-echo.pyz` runs first. Nothing is unpacked: Python imports from the archive where it lies.
-
-Every Python since 2.7 must be able to read this file: else its answer is a SyntaxError, not a sentence.
-"""
+"""What `python dicom-echo.pyz` runs first. Python 2.7 must be able to read it: else it says SyntaxError, not why."""
 
 import os
 import sys
@@ -24,23 +21,21 @@ def suitable_python():
     for command in ["python3"] + ["python3.%d" % minor for minor in range(30, 8, -1)]:
         test = [command, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
         try:
-            with open(os.devnull, "w") as null:
-                if subprocess.call(test, stdout=null, stderr=null) == 0:
-                    return command
+            if subprocess.call(test, stderr=subprocess.PIPE) == 0:
+                return command
         except OSError:
             pass  # there is no such command
     return None
 
 
 if sys.version_info < (3, 9):
-    this = "%d.%d.%d" % sys.version_info[:3] + " (%s)" % sys.executable
-    found = suitable_python()
+    this, found = "%d.%d.%d (%s)" % (sys.version_info[:3] + (sys.executable,)), suitable_python()
     give_up("Python 3.9 or later is needed; this is " + this + ("; run it with " + found if found else ""))
 
 if any(os.environ.get(name) for name in ("SHIV_INTERPRETER", "SHIV_ENTRY_POINT", "SHIV_FORCE_EXTRACT")):
     from _bootstrap import bootstrap
 
-    del sys.path[0]  # this archive: shiv unpacks it, and imports from there
+    sys.path.append(sys.path.pop(0))  # this archive: for the metadata; what shiv has unpacked comes before it
     sys.exit(bootstrap())
 
 import _signal  # signal.py would take a moment longer

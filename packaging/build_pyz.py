@@ -1,9 +1,8 @@
 """Build dicom-echo.pyz, its checksums and its bill of materials: `build_pyz.py WHEEL FOLDER`.
 
 shiv packs the wheel and what pyz.lock pins, less what an echo never needs, in `site-packages/`; what runs on Python 3.9
-(pyz39.lock) lies in `py39/` there. We add our start-up (__main__.py, dicom_echo.py) and, for each of PYTHONS on PATH, a
-folder in `lib/` with all modules as bytecode, from which Python imports where it lies.
-The same commit and the same interpreters give the same bytes, whoever builds, where and when.
+(pyz39.lock) lies in `py39/` there. We add our start-up (__main__.py, dicom_echo.py) and, for each of PYTHONS on PATH,
+all modules as bytecode. The same commit and interpreters give the same bytes, whoever builds, where and when.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 START_UP = (HERE / "__main__.py", HERE / "dicom_echo.py")
-LICENCE = r"^(?:License-Expression: |Classifier: License .*:: )(.*)"
 UNNEEDED = (
     *("*/*/direct_url.json", "*/*/INSTALLER", "*/*/RECORD", "*/*/REQUESTED", "*/bin", "*/dicom_echo-stubs"),
     *("*/pydicom/cli", "*/pydicom/data/[!_]*", "*/pydicom/fileset.py", "*/pydicom/sr", "*/pydicom/util/codify.py"),
@@ -36,11 +33,10 @@ EMPTIED = {  # imported by pydicom without need: makers' private tags, sample da
     "pydicom/data/__init__.py": "def get_palette_files(pattern):\n    return []\n",
     "pydicom/examples/__init__.py": "",
 }
-PTH = 'import os, sys; sys.version_info < (3, 10) and sys.path.insert(0, os.path.join(sitedir, "py39"))\n'
+PTH = "import sys; sys.version_info < (3, 10) and sys.path.insert(sys.path.index(sitedir), sitedir + '/py39')\n"
 # Nobody's settings count; and a set in bytecode is written in the order of its hashes.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SHIV_", "SOURCE_DATE_EPOCH"))}
 ENVIRONMENT |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
-Files = dict[str, bytes]
 
 
 def main(wheel: Path, out: Path) -> None:
@@ -57,7 +53,8 @@ def main(wheel: Path, out: Path) -> None:
         for version, python in pythons.items():
             files |= bytecode(python, for_39 if version.startswith("3.9.") else newest, Path(scratch, "lib"))
         bill.write_text(bill_of_materials(stages, wheel.name.split("-")[1]), encoding="ascii", newline="\n")
-        shutil.copytree(for_39, newest / "py39")
+        for path in for_39.glob("py*"):
+            shutil.copytree(path, newest / "py39" / path.name)
         (newest / "py39.pth").write_text(PTH, encoding="ascii", newline="\n")  # where shiv has unpacked
         files |= packed_by_shiv(newest, build_id)
     write_archive(pyz, files)
@@ -105,14 +102,15 @@ def found_pythons() -> dict[str, str]:
 
 
 def describe(stages: tuple[Path, ...], pythons: list[str]) -> str:
-    """Put down in each stage what is in it, for `--version -v`. The id stands for all of it."""
-    paths = [*START_UP, *(path for folder in stages for path in sorted(folder.rglob("*")) if path.is_file())]
-    parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    """Put down in each stage what is in the archive, for `--version -v`. The id stands for all of it."""
+    paths = (*START_UP, *(path for folder in stages for path in sorted(folder.rglob("*.*"))))
+    parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     build_id = hashlib.sha256(json.dumps([parts, pythons]).encode()).hexdigest()[:16]
+    newest, for_39 = ({of.name: of.version for of in distributions(folder)} for folder in stages)
+    contents = {name: of if of == for_39[name] else f"{of} ({for_39[name]} for 3.9)" for name, of in newest.items()}
+    facts = json.dumps({"build_id": build_id, "contents": contents, "bytecode": pythons})
     for folder in stages:
-        contents = {of.name: of.version for of in distributions(folder)}
-        facts = {"build_id": build_id, "contents": contents, "bytecode": pythons}
-        (folder / "dicom_echo_build.json").write_text(json.dumps(facts), encoding="ascii")
+        (folder / "dicom_echo_build.json").write_text(facts, encoding="ascii")
     return build_id
 
 
@@ -122,26 +120,23 @@ def distributions(folder: Path) -> list[metadata.Distribution]:
 
 def bill_of_materials(stages: tuple[Path, ...], version: str) -> str:
     """CycloneDX. The archive needs us and shiv; we need pynetdicom and pydicom, each in two releases."""
-    bill: dict[str, Any] = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
-    listed: dict[str, dict[str, Any]] = {}
+    listed: dict[str, dict[str, str]] = {}
     needs: dict[str, set[str]] = {"dicom-echo.pyz": set()}
     for folder in stages:
         refs = {of.name: f"pkg:pypi/{of.name}@{of.version}" for of in distributions(folder)}
         needs["dicom-echo.pyz"] |= {refs["dicom-echo"], refs["shiv"]}
         for of in distributions(folder):
-            ref, (licence, *_) = refs[of.name], re.findall(LICENCE, of.read_text("METADATA") or "", re.M)
+            ref = refs[of.name]
             listed[ref] = {"type": "library", "name": of.name, "version": of.version, "purl": ref, "bom-ref": ref}
-            listed[ref] |= {"licenses": [{"license": {"name": licence}}]}
             wanted = re.findall(r"^[\w-]+(?!.*extra)", "\n".join(of.requires or []), re.M)
             needs.setdefault(ref, set()).update(refs[name] for name in wanted if name in refs)
     root = {"type": "application", "name": "dicom-echo.pyz", "version": version, "bom-ref": "dicom-echo.pyz"}
-    bill["metadata"] = {"component": root}
-    bill["components"] = [listed[ref] for ref in sorted(listed)]
-    bill["dependencies"] = [{"ref": ref, "dependsOn": sorted(needs[ref])} for ref in sorted(needs)]
-    return json.dumps(bill, indent=1)
+    bill = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "metadata": {"component": root}}
+    dependencies = [{"ref": ref, "dependsOn": sorted(needs[ref])} for ref in sorted(needs)]
+    return json.dumps({**bill, "components": [*listed.values()], "dependencies": dependencies}, indent=1)
 
 
-def bytecode(python: str, folder: Path, lib: Path) -> Files:
+def bytecode(python: str, folder: Path, lib: Path) -> dict[str, bytes]:
     """All that is in a stage, but its metadata, as PYTHON imports it."""
     shutil.copytree(folder, lib, ignore=shutil.ignore_patterns("*.dist-info"))
     tag = run(python, "-S", "-X", "no_debug_ranges", HERE / "bytecode.py", lib).strip()
@@ -150,18 +145,17 @@ def bytecode(python: str, folder: Path, lib: Path) -> Files:
     return files
 
 
-def packed_by_shiv(folder: Path, build_id: str) -> Files:
-    """What shiv makes of a stage; and the metadata once more at the top, where importlib.metadata finds them."""
+def packed_by_shiv(folder: Path, build_id: str) -> dict[str, bytes]:
+    """What shiv makes of a stage; the metadata go to the top, where importlib.metadata looks for them in an archive."""
     pyz = folder.with_name("shiv.pyz")
-    options = ("--reproducible", "-c", "dicom-echo", "--build-id", build_id, "--site-packages", folder, "-o", pyz)
-    run(sys.executable, "-m", "shiv", *options)
+    shiv = (sys.executable, "-m", "shiv", "--reproducible", "-c", "dicom-echo", "--build-id", build_id)
+    run(*shiv, "--site-packages", folder, "-o", pyz)
     with zipfile.ZipFile(pyz) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if name != "__main__.py"}
-    found = (re.fullmatch("site-packages/([^/]*[.]dist-info/.*)", name) for name in files)
-    return files | {match[1]: files[match[0]] for match in found if match}
+    return {re.sub("^site-packages/([^/]*[.]dist-info/)", r"\1", name): of for name, of in files.items()}
 
 
-def write_archive(pyz: Path, files: Files) -> None:
+def write_archive(pyz: Path, files: dict[str, bytes]) -> None:
     """Sorted, dated 1980 and readable by all, whatever they were on disk."""
     with pyz.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")

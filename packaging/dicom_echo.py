@@ -15,29 +15,29 @@ def code_for_this_python(spec):
     from zipimport import ZipImportError, zipimporter
 
     path = spec.loader.archive
-    archive = os.path.abspath(path)  # whatever the working directory becomes: pynetdicom is imported later
-    folder = "lib/%s-%s" % (sys.implementation.cache_tag, MAGIC_NUMBER.hex())
-    sources = "site-packages/py39" if sys.version_info < (3, 10) else "site-packages"
+    # A script may change its directory before it imports pynetdicom. The command does not; another path costs it 6 ms.
+    archive = path if path == sys.argv[0] else os.path.abspath(path)
+    folders = ["lib/%s-%s" % (sys.implementation.cache_tag, MAGIC_NUMBER.hex())]
+    for_39 = ["site-packages/py39"] if sys.version_info < (3, 10) else []
     try:
-        spec.loader = zipimporter(archive + "/" + folder)
+        spec.loader = zipimporter(archive + "/" + folders[0])
         code = spec.loader.get_code("dicom_echo")
     except ZipImportError:  # a Python that the build was not told of: it compiles for itself, at each start
-        folder = sources
-        spec.loader = zipimporter(archive + "/" + folder)
+        folders = for_39 + ["site-packages"]
+        spec.loader = zipimporter(archive + "/site-packages")
         code = spec.loader.get_code("dicom_echo")
     place = sys.path.index(path) if path in sys.path else 0  # it may be spelt otherwise there
-    sys.path[place:place] = [archive + "/" + folder, archive]
-    if sys.version_info < (3, 10):
+    sys.path[place:place] = [archive + "/" + folder for folder in folders] + [archive] * (archive != path)
+    if for_39:
         sys.meta_path.insert(0, MetadataFinder())
-        MetadataFinder.place = archive, sources + "/"
+        MetadataFinder.place = archive, for_39[0] + "/"
     return code
 
 
 class MetadataFinder:
     """importlib.metadata looks only at the top of an archive; the metadata of what is for Python 3.9 lie elsewhere."""
 
-    def find_spec(self, *_):
-        return None
+    find_spec = staticmethod(lambda *_: None)
 
     def find_distributions(self, context):
         from importlib.metadata import PathDistribution

@@ -242,8 +242,8 @@ def test_version(python: Python, either: Host) -> None:
     bundled = "pynetdicom {pynetdicom}, pydicom {pydicom}".format(**locked(python))
     assert re.fullmatch(rf"dicom-echo \S+ \({re.escape(bundled)}, Python {re.escape(python.name)}\.\d+\)", name)
     assert re.fullmatch(r"build [0-9a-f]{16}, with bytecode for \d\S*(, \d\S*)*", rest[0])
-    inside = dict(line.removeprefix("contains ").split() for line in rest[1:])
-    assert inside.items() >= locked(python).items()
+    inside = dict(line.removeprefix("contains ").split(" ", 1) for line in rest[1:])
+    assert all(version in inside[name] for name, version in locked(python).items())
     assert set(inside) == {"dicom-echo", "pydicom", "pynetdicom", "shiv"}
 
 
@@ -334,8 +334,7 @@ def test_settings_of_shiv(host: Host, name: str, value: str, arguments: list[str
     root = host.folder / "root"
     arguments = [each.replace("PEER", repr(host.peer) if "(" in each else host.peer) for each in arguments]
     outcome = host.run(*arguments, SHIV_ROOT=str(root), **{name: value})
-    folder = "py39" if host.python.endswith("3.9") else "."
-    (unpacked,) = root.glob(f"dicom-echo.pyz_*/site-packages/{folder}/dicom_echo.py")
+    (unpacked,) = root.glob("dicom-echo.pyz_*/site-packages/dicom_echo.py")
     assert outcome == (WELL if name != "SHIV_INTERPRETER" else (0, f"{unpacked} 0\n", ""))
 
 
