@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 START_UP = (HERE / "__main__.py", HERE / "dicom_echo.py")
 UNNEEDED = (
-    *("*/*/direct_url.json", "*/*/INSTALLER", "*/*/RECORD", "*/*/REQUESTED", "*/bin", "*/dicom_echo-stubs"),
+    *("*/*/direct_url.json", "*/*/INSTALLER", "*/*/RECORD", "*/*/REQUESTED", "*/bin", "*/dicom_echo-stubs", "*/share"),
     *("*/pydicom/cli", "*/pydicom/data/[!_]*", "*/pydicom/fileset.py", "*/pydicom/sr", "*/pydicom/util/codify.py"),
     *("*/pydicom/util/dump.py", "*/pydicom/util/fixer.py", "*/pydicom/util/leanread.py", "newest/pydicom/overlays"),
     *("*/pynetdicom/apps", "*/pynetdicom/benchmarks", "*/pynetdicom/tests"),
@@ -41,11 +41,12 @@ ENVIRONMENT |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
 
 def main(wheel: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    pyz, bill = out / "dicom-echo.pyz", out / "dicom-echo.cdx.json"
+    pyz, bill, page = (out / f"dicom-echo.{kind}" for kind in ("pyz", "cdx.json", "1"))
     with tempfile.TemporaryDirectory() as scratch:
         newest, for_39 = stages = Path(scratch, "newest"), Path(scratch, "3.9")
         stage(newest, wheel, "pyz.lock")
         stage(for_39, wheel, "pyz39.lock", "--python-version=3.9")
+        shutil.copyfile(newest / "share/man/man1" / page.name, page)
         prune(stages)
         pythons = found_pythons()
         build_id = describe(stages, list(pythons))
@@ -58,7 +59,8 @@ def main(wheel: Path, out: Path) -> None:
         (newest / "py39.pth").write_text(PTH, encoding="ascii", newline="\n")  # where shiv has unpacked
         files |= packed_by_shiv(newest, build_id)
     write_archive(pyz, files)
-    sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (bill, pyz))
+    made = (page, bill, pyz, Path(shutil.copy(wheel, out)))
+    sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in made)
     (out / "SHA256SUMS").write_text(sums, encoding="ascii", newline="\n")
     print(f"{pyz}: {pyz.stat().st_size:,} bytes, build {build_id}, with bytecode for {', '.join(pythons)}")
 
@@ -124,7 +126,7 @@ def bill_of_materials(stages: tuple[Path, ...], version: str) -> str:
     needs: dict[str, set[str]] = {"dicom-echo.pyz": set()}
     for folder in stages:
         refs = {of.name: f"pkg:pypi/{of.name}@{of.version}" for of in distributions(folder)}
-        needs["dicom-echo.pyz"] |= {refs["dicom-echo"], refs["shiv"]}
+        needs["dicom-echo.pyz"] |= {refs[name] for name in ("dicom-echo", "shiv", "shtab")}
         for of in distributions(folder):
             ref = refs[of.name]
             listed[ref] = {"type": "library", "name": of.name, "version": of.version, "purl": ref, "bom-ref": ref}

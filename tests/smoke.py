@@ -37,6 +37,8 @@ if sys.platform == "win32":
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = Path(os.environ.get("DICOM_ECHO_ARCHIVE", ROOT / "dist/dicom-echo.pyz")).resolve()
 BILL = ARCHIVE.with_name("dicom-echo.cdx.json")
+PAGE = ARCHIVE.with_name("dicom-echo.1")
+WHEELS = list(ARCHIVE.parent.glob("*.whl"))
 PATIENCE = 60.0
 SUCCESS = "✅ Success\n"
 
@@ -244,7 +246,16 @@ def test_version(python: Python, either: Host) -> None:
     assert re.fullmatch(r"build [0-9a-f]{16}, with bytecode for \d\S*(, \d\S*)*", rest[0])
     inside = dict(line.removeprefix("contains ").split(" ", 1) for line in rest[1:])
     assert all(version in inside[name] for name, version in locked(python).items())
-    assert set(inside) == {"dicom-echo", "pydicom", "pynetdicom", "shiv"}
+    assert set(inside) == {"dicom-echo", "pydicom", "pynetdicom", "shiv", "shtab"}
+
+
+@on_some
+def test_completion(host: Host) -> None:
+    """All that it takes is inside."""
+    code, out, err = host.run("--show-completion", "bash")
+    assert (code, err) == (0, "")
+    assert " --called-ae-title " in out
+    assert out.rstrip().endswith(" dicom-echo")
 
 
 def test_echo(either: Host) -> None:
@@ -634,7 +645,7 @@ def test_size_and_checksums() -> None:
     assert ARCHIVE.stat().st_size <= 5_000_000
     lines = ARCHIVE.with_name("SHA256SUMS").read_text(encoding="ascii").splitlines()
     sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    assert sums == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (ARCHIVE, BILL)}
+    assert sums == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (ARCHIVE, BILL, PAGE, *WHEELS)}
 
 
 def test_bill_of_materials() -> None:
@@ -648,17 +659,18 @@ def test_bill_of_materials() -> None:
         match[1].replace("_", "-") for name in names if (match := re.search(r"([^/]+)\.dist-info/METADATA$", name))
     }
     assert listed == found
-    assert {name for name in listed if name.startswith("py")} == pinned
+    assert {name for name in listed if name.startswith(("py", "shtab"))} == pinned
     needs = {entry["ref"]: set(entry["dependsOn"]) for entry in bill["dependencies"]}
     assert set(needs) == {component["bom-ref"] for component in bill["components"]} | {ARCHIVE.name}
-    assert {ref.partition("@")[0] for ref in needs[ARCHIVE.name]} == {"pkg:pypi/dicom-echo", "pkg:pypi/shiv"}
+    needed = {ref.partition("@")[0] for ref in needs[ARCHIVE.name]}
+    assert needed == {"pkg:pypi/dicom-echo", "pkg:pypi/shiv", "pkg:pypi/shtab"}
 
 
 def test_contents() -> None:
     """Licences of all; no test suites, sample data, apps or scripts; each Python's folder has every module."""
     names = zipfile.ZipFile(ARCHIVE).namelist()
     holders = {re.sub("-.*", "", name) for name in names if re.search(r"^[^/]+dist-info/.*LICEN[CS]E", name)}
-    assert holders == {"dicom_echo", "pydicom", "pynetdicom", "shiv"}
+    assert holders == {"dicom_echo", "pydicom", "pynetdicom", "shiv", "shtab"}
     unwanted = r"(^|/)(tests?|test_files|apps|benchmarks|cli|bin|__pycache__)/|\.(dcm|gz|csv|json\.gz|pyd|so)$|/RECORD$"
     assert [name for name in names if re.search(unwanted, name)] == []
     facts = json.loads(zipfile.ZipFile(ARCHIVE).read("site-packages/dicom_echo_build.json"))
@@ -673,3 +685,19 @@ def test_contents() -> None:
             for name in names
             if name.startswith(f"lib/{folder}/") and name.endswith(".pyc")
         } == sources
+
+
+@on_some
+def test_man_page(host: Host) -> None:
+    """Each option of --help is in it, and man has nothing against it; the wheel has the same."""
+    page = PAGE.read_text(encoding="ascii").replace("\\-", "-")
+    options = re.findall(r"^  (-[^ ,]+)", host.run("--help").out, flags=re.MULTILINE)
+    assert len(options) > 30
+    assert [option for option in options if f"\\fB{option}\\fR" not in page] == ["--help"]  # which a man page replaces
+    for wheel in WHEELS:
+        data = wheel.name.replace("-py3-none-any.whl", ".data/data")
+        assert zipfile.ZipFile(wheel).read(f"{data}/share/man/man1/{PAGE.name}") == PAGE.read_bytes()
+    if shutil.which("man"):
+        shown = subprocess.run(["man", "--warnings", "-l", PAGE], capture_output=True, text=True, check=True)
+        assert shown.stderr == ""
+        assert "EXIT STATUS" in shown.stdout
