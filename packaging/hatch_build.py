@@ -25,7 +25,7 @@ class WheelExtras(BuildHookInterface[Any]):
         build_data["force_include"][str(stub)] = "dicom_echo-stubs/__init__.pyi"
         if version == "standard":  # not "editable"
             page = Path(self._folder.name, "dicom-echo.1")
-            page.write_text(man_page(module), encoding="ascii", newline="\n")
+            page.write_bytes(man_page(module).encode("ascii"))
             build_data["shared_data"][str(page)] = "share/man/man1/dicom-echo.1"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
