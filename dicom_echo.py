@@ -4834,7 +4834,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return max(code, _State.UNKNOWN if for_nagios and _flush() else _flush())
 
 
-_ISSUES = "https://github.com/dicom-echo/dicom-echo/issues"
+_ISSUES = "https://github.com/rusty-dicom/dicom-echo/issues"
 
 
 def _for_nagios(arguments: Sequence[str]) -> bool:
