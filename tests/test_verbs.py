@@ -706,7 +706,7 @@ import os, resource, sys
 import dicom_echo
 live, _ = sys.argv[1:]
 dicom_echo.main(["--format", "nagios", live])  # what is imported on first use needs descriptors, too
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 try:
     while True:
         os.dup(0)
