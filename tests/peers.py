@@ -23,6 +23,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,31 @@ def describe(process: subprocess.Popen[bytes], log: Path) -> str:
     """What became of a process, and what it said."""
     said = log.read_text(errors="replace").strip() or "(nothing)"
     return f"its log:\n{said}\n{process.args!r} ended with {process.returncode}"
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that is stopped at the end of the block."""
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+def scrape(program: str, folder: Path) -> str:
+    """What a node exporter serves of the text files in a folder."""
+    port, log = free_port(), folder.with_suffix(".log")
+    command = [
+        program, "--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={folder}",
+        f"--web.listen-address=127.0.0.1:{port}", "--web.disable-exporter-metrics",
+    ]  # fmt: skip
+    with running(command, log) as process:
+        if not becomes_ready(process, port, log):
+            raise PeerFailed(f"{describe(process, log)} at its start")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=START_SECONDS) as response:
+            return str(response.read().decode())
 
 
 # --- DCMTK -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import unicodedata
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -26,7 +25,7 @@ import jsonschema
 import pytest
 from command import command_line, run_main, start_process
 from conftest import require
-from peers import becomes_ready, free_port
+from peers import scrape
 from rawpeer import (
     GOOD_SCRIPT,
     Close,
@@ -629,24 +628,13 @@ def test_the_command_prints_the_report_asked_for(capsys: pytest.CaptureFixture[s
 
 
 def test_a_node_exporter_serves_the_metrics(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    program, port = require("prometheus-node-exporter", "prometheus-node-exporter"), free_port()
+    program = require("prometheus-node-exporter", "prometheus-node-exporter")
     with RawPeer() as good, RawPeer(PLAYED["rejected"][1]) as bad:
         targets = tmp_path / "targets"
         targets.write_text(f'{good.address} # say "hi" \\ there\n{bad.address}\n', encoding="utf-8")
         file = tmp_path / "dicom.prom"
         assert run_main(capsys, "-T", targets, "--format", "prometheus", "--output", file) == (1, "", "")
-    command = [
-        program, "--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={tmp_path}",
-        f"--web.listen-address=127.0.0.1:{port}", "--web.disable-exporter-metrics",
-    ]  # fmt: skip
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            assert becomes_ready(process, port, tmp_path / "log")
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
-                served = response.read().decode()
-        finally:
-            process.kill()
+    served = scrape(program, tmp_path)
     assert "\nnode_textfile_scrape_error 0\n" in served
     ours = [line for line in served.splitlines() if line.startswith("dicom_echo_")]
     written = samples(file.read_text(encoding="utf-8"))
