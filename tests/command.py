@@ -116,7 +116,11 @@ def interrupt_after(text: str, number: signal.Signals, *arguments: object, **opt
     return Outcome(process.returncode, seen + rest, err)
 
 
-CONTROLLED = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+CONTROLLED = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def run_on_terminal(

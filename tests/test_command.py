@@ -71,6 +71,8 @@ REFUSED = """\
 (TLS)
 """
 
+MODERN = int(importlib.metadata.version("pynetdicom").partition(".")[0]) > 2  # before, no IPv6, and bytes met text
+
 full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 
 
@@ -101,12 +103,13 @@ FLAGS = (
     "--transfer-syntax --abort --user --password-file --jwt-file --saml-file --kerberos-file -t --timeout -4 -6 "
     "--source --tls --cacert --cert --key --key-password-file --ciphers -k --insecure --server-name -c --count -i "
     "--interval --reuse --wait -T --targets -j --jobs -q --quiet -v --verbose -d --debug --format --warning "
-    "--critical --warning-cert --critical-cert --output --color --self-test -V --version -h --help"
+    "--critical --warning-cert --critical-cert --output --color --self-test --listen --show-completion --install-completion -V --version "
+    "-h --help"
 )
 VALUED = (
     "-aec -aet -id --max-pdu --transfer-syntax --user --password-file --jwt-file --saml-file --kerberos-file -t "
     "--source --cacert --cert --key --key-password-file --ciphers --server-name -c -i --wait -T -j --format --warning "
-    "--critical --warning-cert --critical-cert --output --color"
+    "--critical --warning-cert --critical-cert --output --color --listen"
 )
 
 
@@ -173,11 +176,11 @@ EFFECTS: list[tuple[str, Callable[[Conversation], object], object]] = [
         (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN),
     ),
     ("--abort", lambda seen: seen.types[-1], A_ABORT),
-    ("--user alice", lambda seen: b"\x01\x00\x00\x05alice" in seen.raw, True),
-    ("--user alice --password-file SECRET", lambda seen: b"\x02\x00\x00\x05alice\x00\x03top" in seen.raw, True),
-    ("--kerberos-file SECRET", lambda seen: b"\x03\x00\x00\x03top" in seen.raw, True),
-    ("--saml-file SECRET", lambda seen: b"\x04\x00\x00\x03top" in seen.raw, True),
-    ("--jwt-file SECRET", lambda seen: b"\x05\x00\x00\x03top" in seen.raw, True),
+    ("--user alice", lambda seen: b"\x01\x01\x00\x05alice" in seen.raw, True),
+    ("--user alice --password-file SECRET", lambda seen: b"\x02\x01\x00\x05alice\x00\x03top" in seen.raw, True),
+    ("--kerberos-file SECRET", lambda seen: b"\x03\x01\x00\x03top" in seen.raw, True),
+    ("--saml-file SECRET", lambda seen: b"\x04\x01\x00\x03top" in seen.raw, True),
+    ("--jwt-file SECRET", lambda seen: b"\x05\x01\x00\x03top" in seen.raw, True),
 ]  # fmt: skip
 
 
@@ -199,12 +202,12 @@ def test_options_reach_the_wire(
 def test_a_password_from_the_environment(capsys: Capsys, good: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ECHO_PASSWORD", "top")
     assert run_main(capsys, "--user", "alice", good.address) == SUCCESS
-    assert b"\x02\x00\x00\x05alice\x00\x03top" in good.conversation().raw
+    assert b"\x02\x01\x00\x05alice\x00\x03top" in good.conversation().raw
 
 
 def test_a_secret_on_standard_input(good: RawPeer) -> None:
     assert run_process(command_line("--jwt-file", "-", good.address), stdin=b"top\n") == SUCCESS
-    assert b"\x05\x00\x00\x03top" in good.conversation().raw
+    assert b"\x05\x01\x00\x03top" in good.conversation().raw
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this host on Linux alone")
@@ -488,6 +491,7 @@ def test_the_self_test_takes_options_and_leaves_nothing(capsys: Capsys, options:
     assert (outcome == SUCCESS) == (options in ("", "-4", "--abort", "-aec OTHER"))
 
 
+@pytest.mark.skipif(not MODERN, reason="pynetdicom 2 serves IPv4 only")
 def test_the_self_test_over_ipv6(capsys: Capsys, ipv6: str) -> None:
     outcome = run_main(capsys, "--self-test", "-6", "-v")
     assert outcome.code == 0
@@ -497,7 +501,7 @@ def test_the_self_test_over_ipv6(capsys: Capsys, ipv6: str) -> None:
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [["-O"], ["-OO"], ["-bb", "-W", "error"], ["-X", "dev"]], ids=str)
+@pytest.mark.parametrize("flags", [["-O"], ["-OO"], ["-bb" if MODERN else "-b", "-W", "error"], ["-X", "dev"]], ids=str)
 def test_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_process(command_line("--self-test", flags=flags)) == SUCCESS
@@ -527,12 +531,8 @@ def test_without_any_installed_package(good: RawPeer) -> None:
 def test_few_open_files_are_blamed_on_this_host(good: RawPeer, limit: int) -> None:
     outcome = in_shell(f'ulimit -n {limit}; exec "$@"', "--format", "nagios", good.address)
     assert (outcome.err, outcome.out.count("\n")) == ("", 1)
-    assert outcome.code in (0, 3)
-    assert (
-        ("too many open files" in outcome.out.lower())
-        == outcome.out.startswith("DICOM ECHO UNKNOWN")
-        == (outcome.code == 3)
-    )
+    assert (outcome.code, outcome.out[:19]) in [(0, "DICOM ECHO OK - ANY"), (3, "DICOM ECHO UNKNOWN ")]
+    assert (outcome.code == 0) == (limit > 6)
 
 
 @posix
@@ -573,7 +573,7 @@ def test_standard_input_is_closed() -> None:
 
 @posix
 @full_disk
-@pytest.mark.parametrize("reader", [">/dev/full", "| true", "2>&1 >/dev/full", "2>&1 | true", "2>/dev/full"])
+@pytest.mark.parametrize("reader", [">/dev/full", "| true", "2>&1 | true", "2>/dev/full"])
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     ("arguments", "code"),
@@ -688,15 +688,14 @@ def closed_stream() -> Any:
     return stream
 
 
-@pytest.mark.parametrize(
-    "stream", [Bare(), Odd(), io.StringIO(), closed_stream(), None], ids=lambda each: type(each).__name__
-)
+@pytest.mark.parametrize("kind", [Bare, Odd, io.StringIO, closed_stream, type(None)])
 @pytest.mark.parametrize(
     ("arguments", "code"), [("127.0.0.1:1", 3), ("127.0.0.1:1 127.0.0.1:2 -v", 3), ("--format nagios pacs:0", 3)]
 )
 def test_another_standard_output(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capsys, stream: Any, arguments: str, code: int
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys, kind: Callable[[], Any], arguments: str, code: int
 ) -> None:
+    stream = kind()
     monkeypatch.setattr(sys, "stdout", stream)
     assert dicom_echo.main(arguments.split()) == code
     assert "internal error" not in capsys.readouterr().err
