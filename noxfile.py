@@ -1,18 +1,28 @@
 """The workshop: check, test, build and try dicom-echo."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
 
 PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
-NEWEST = next(version for version in reversed(PYTHONS) if shutil.which(f"python{version}"))
 ARCHIVE = Path("dist/dicom-echo.pyz")
 
 nox.needs_version = ">=2025.5"
 nox.options.error_on_missing_interpreters = False  # an interpreter that this machine lacks is skipped with a notice
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "tests", "coverage", "docs", "build", "smoke"]
+
+
+def runs(version: str) -> bool:
+    """Whether a Python is here; the shims of pyenv are, but fail for one that is not chosen."""
+    path = shutil.which(f"python{version}")
+    return path is not None and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+NEWEST = next(filter(runs, reversed(PYTHONS)), "{}.{}".format(*sys.version_info))
 
 
 def dependencies(group: str) -> list[str]:
