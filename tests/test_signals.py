@@ -138,7 +138,7 @@ def test_between_two_echoes(number: signal.Signals) -> None:
 
 @ending
 def test_while_waiting_for_a_peer_to_come_up(number: signal.Signals) -> None:
-    with RawPeer((Close(),)) as peer:
+    with RawPeer((Expect(A_ASSOCIATE_RQ), Close())) as peer:
         outcome = interrupt_when_asked(peer, number, "--wait", 3600)
         assert outcome == Outcome(-number, f"interrupted while waiting for {peer.address}\n", "")
 
