@@ -1484,12 +1484,12 @@ _look_ups = threading.BoundedSemaphore(64)
 class _Wire:
     """The way to a peer: a socket that is waited for, and the limit on waiting. Raises TimeoutError when it is up."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket | None = None) -> None:
         self.until = 0.0  # on the clock of `time.perf_counter`
         self.ready_at: float | None = None  # when the peer was last heard
         self.local: str | None = None
         self.remote: str | None = None
-        self._socket: Any = None
+        self._socket: Any = sock
 
     def _ready(self, sock: socket.socket, events: int, until: float = math.inf) -> _Waiting[None]:
         at = yield _Wait(sock, events, min(until, self.until))
@@ -1677,6 +1677,11 @@ class _Wire:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
+    def hang_up(self) -> None:
+        """End the connection; whoever waits for it is woken up, and closes it."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # SSLSocket's breaks off TLS, too
+
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
@@ -1685,22 +1690,7 @@ class _Wire:
         """Secure the connection (PS3.15 B.12), and check whom it is with."""
         # Names in certificates, and SNI (RFC 6066 3), have no dot at their end; a zone means something only here.
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
-        try:
-            secured = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
-            self._socket = secured  # which has taken the plain one's place
-            while True:
-                try:
-                    secured.do_handshake()
-                    break
-                except OSError as error:
-                    if not (events := _awaited(error, selectors.EVENT_READ)):
-                        raise
-                yield from self._ready(secured, events)
-            _check_names(secured)
-        except (EchoError, TimeoutError):
-            raise
-        except (OSError, ValueError) as error:
-            raise _tls_failed(error, context) from None
+        secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _certificate(secured)
         return TLSInfo(
             version=secured.version() or "",
@@ -1711,6 +1701,27 @@ class _Wire:
             issuer=certificate.issuer,
             names=certificate.names,
         )
+
+    def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
+        """The TLS handshake, as a client by ``server_hostname`` or with ``server_side``."""
+        try:
+            secured = context.wrap_socket(self._socket, do_handshake_on_connect=False, **side)
+            self._socket = secured  # which has taken the plain one's place
+            while True:
+                try:
+                    secured.do_handshake()
+                    break
+                except OSError as error:
+                    if not (events := _awaited(error, selectors.EVENT_READ)):
+                        raise
+                yield from self._ready(secured, events)
+            if not secured.server_side:
+                _check_names(secured)
+        except (EchoError, TimeoutError):
+            raise
+        except (OSError, ValueError) as error:
+            raise _tls_failed(error, context) from None
+        return secured
 
 
 def _awaited(error: OSError, events: int) -> int:
@@ -2220,8 +2231,8 @@ class _Dialogue:
 
 # -- 9. codec ----------------------------------------------------------------------------------------------------------
 
-# pynetdicom encodes the requests. Answers are read here: its decoder, and pydicom's, check what the standard says is to
-# be ignored, and decide by asserts, warnings and settings of the process.
+# pynetdicom encodes what we send. What we receive is read here: its decoder, and pydicom's, check what the standard
+# says is to be ignored, and decide by asserts, warnings and settings of the process.
 
 
 _Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
@@ -2349,18 +2360,8 @@ def _encode_associate_rq_once(max_pdu: int, transfer_syntaxes: tuple[str, ...], 
 
     context = build_context(_VERIFICATION, list(transfer_syntaxes))
     context.context_id = _CONTEXT_ID
-    length = primitives.MaximumLengthNotification()
-    length.maximum_length_received = max_pdu
-    class_uid = primitives.ImplementationClassUIDNotification()
-    class_uid.implementation_class_uid = _IMPLEMENTATION_CLASS_UID
-    version_name = primitives.ImplementationVersionNameNotification()
-    version_name.implementation_version_name = _IMPLEMENTATION_VERSION_NAME
-    associate = primitives.A_ASSOCIATE()
-    associate.application_context_name = _APPLICATION_CONTEXT
-    associate.called_ae_title = DEFAULT_CALLED_AE_TITLE
-    associate.calling_ae_title = DEFAULT_CALLING_AE_TITLE
+    associate = _associate(max_pdu)
     associate.presentation_context_definition_list = [context]
-    associate.user_information = [length, class_uid, version_name]
     if identity:
         user = primitives.UserIdentityNegotiation()
         user.user_identity_type = identity._type
@@ -2372,20 +2373,60 @@ def _encode_associate_rq_once(max_pdu: int, transfer_syntaxes: tuple[str, ...], 
     return A_ASSOCIATE_RQ(associate).encode()
 
 
+def _associate(max_pdu: int) -> Any:
+    """What an A-ASSOCIATE-RQ and an A-ASSOCIATE-AC of ours have in common."""
+    from pynetdicom import pdu_primitives as primitives
+
+    length = primitives.MaximumLengthNotification()
+    length.maximum_length_received = max_pdu
+    class_uid = primitives.ImplementationClassUIDNotification()
+    class_uid.implementation_class_uid = _IMPLEMENTATION_CLASS_UID
+    version_name = primitives.ImplementationVersionNameNotification()
+    version_name.implementation_version_name = _IMPLEMENTATION_VERSION_NAME
+    associate = primitives.A_ASSOCIATE()
+    associate.application_context_name = _APPLICATION_CONTEXT
+    associate.called_ae_title = DEFAULT_CALLED_AE_TITLE
+    associate.calling_ae_title = DEFAULT_CALLING_AE_TITLE
+    associate.user_information = [length, class_uid, version_name]
+    return associate
+
+
+def _encode_associate_ac(request: bytes, max_pdu: int, contexts: Mapping[int, tuple[int, str]]) -> bytes:
+    """A-ASSOCIATE-AC (PS3.8 9.3.3), with the AE titles of the request, and a result and syntax for each context."""
+    from pynetdicom.pdu import A_ASSOCIATE_AC
+    from pynetdicom.presentation import PresentationContext
+
+    associate, results = _associate(max_pdu), []
+    for context_id, (result, syntax) in contexts.items():
+        context = PresentationContext()
+        context.context_id, context.result, context.transfer_syntax = context_id, result, [syntax]
+        results.append(context)
+    associate.presentation_context_definition_results_list = results
+    encoded = A_ASSOCIATE_AC(associate).encode()
+    return encoded[:10] + request[10:42] + encoded[42:]
+
+
 def _encode_c_echo_rq(message_id: int, peer_max_pdu: int) -> bytes:
-    """C-ECHO-RQ (PS3.7 9.3.5.1) in as many P-DATA-TF PDUs as the peer's maximum length asks for (PS3.8 D.1)."""
-    encoded, places = _encode_c_echo_rq_once(peer_max_pdu)
-    request = bytearray(encoded)
+    return _encode_c_echo("C_ECHO_RQ", message_id, _CONTEXT_ID, peer_max_pdu)
+
+
+def _encode_c_echo(kind: str, message_id: int, context_id: int, peer_max_pdu: int) -> bytes:
+    """C-ECHO-RQ, or C-ECHO-RSP with Success, in as many P-DATA-TF PDUs as the peer's maximum length asks for.
+
+    (PS3.7 9.3.5, PS3.8 D.1)
+    """
+    encoded, places = _encode_c_echo_once(kind, context_id, peer_max_pdu)
+    message = bytearray(encoded)
     for place, byte in zip(places, message_id.to_bytes(2, "little")):
-        request[place] = byte
-    return bytes(request)
+        message[place] = byte
+    return bytes(message)
 
 
 @functools.lru_cache(maxsize=64)
 @_lean_import
-def _encode_c_echo_rq_once(peer_max_pdu: int) -> tuple[bytes, list[int]]:
-    """The requests of a campaign differ in the message ID: one of them, and where in it the two bytes stand."""
-    from pynetdicom.dimse_messages import C_ECHO_RQ
+def _encode_c_echo_once(kind: str, context_id: int, peer_max_pdu: int) -> tuple[bytes, list[int]]:
+    """The messages of a campaign differ in the message ID: one of them, and where in it the two bytes stand."""
+    from pynetdicom import dimse_messages
     from pynetdicom.dimse_primitives import C_ECHO
     from pynetdicom.pdu import P_DATA_TF
 
@@ -2393,12 +2434,15 @@ def _encode_c_echo_rq_once(peer_max_pdu: int) -> tuple[bytes, list[int]]:
     limit = max(peer_max_pdu & ~1, 8) if peer_max_pdu else 0
     encoded = []
     for message_id in (0x0000, 0xFFFF):
-        request = C_ECHO()
-        request.MessageID = message_id
-        request.AffectedSOPClassUID = _VERIFICATION
-        message = C_ECHO_RQ()
-        message.primitive_to_message(request)
-        encoded.append(b"".join(P_DATA_TF(data).encode() for data in message.encode_msg(_CONTEXT_ID, limit)))
+        echo = C_ECHO()
+        echo.AffectedSOPClassUID = _VERIFICATION
+        if kind == "C_ECHO_RQ":
+            echo.MessageID = message_id
+        else:
+            echo.MessageIDBeingRespondedTo, echo.Status = message_id, 0x0000
+        message: Any = getattr(dimse_messages, kind)()
+        message.primitive_to_message(echo)
+        encoded.append(b"".join(P_DATA_TF(data).encode() for data in message.encode_msg(context_id, limit)))
     return encoded[0], [place for place, pair in enumerate(zip(*encoded)) if pair[0] != pair[1]]
 
 
@@ -2612,7 +2656,7 @@ def _take_turns(
     """Run tasks, so many at once, and yield their outcomes; this is the only place where anything is waited for.
 
     Sockets are looked at after each step, so that the time of an answer is known even where its turn comes later. A
-    byte on ``stop`` closes all tasks.
+    generator that a task yields is one more task. A byte on ``stop`` closes all tasks.
     """
     todo, fresh = iter(tasks), True
     turns = deque[tuple[_Waiting[None], Optional[float]]]()
@@ -2640,11 +2684,17 @@ def _take_turns(
                                 selector.register(said.sock, said.events, task)
                         else:
                             turns.appendleft((task, None))
-                            yield said
+                            if isinstance(said, Generator):
+                                turns.append((said, None))
+                            else:
+                                yield said
                 elif not waiting and not fresh:
                     return
                 while deadlines and waiting.get(deadlines[0][2]) is not deadlines[0][3]:
                     heapq.heappop(deadlines)
+                if len(deadlines) > 2 * len(waiting) + 1000:  # most waits end long before their limit
+                    deadlines = [each for each in deadlines if waiting.get(each[2]) is each[3]]
+                    heapq.heapify(deadlines)
                 busy = turns or (fresh and len(waiting) < at_once)
                 pause = 0.0 if busy or not deadlines else max(0.0, deadlines[0][0] - time.perf_counter())
                 if selector.get_map():
@@ -3434,38 +3484,6 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str],
 ]  # fmt: skip
 
 
-# -- 13. other end -----------------------------------------------------------------------------------------------------
-
-# pynetdicom spends two threads that poll on each connection, waits without limit for the rest of a PDU and reads
-# whatever length is announced: a hundred silent callers are enough to keep it from answering another. So a thread of
-# ours receives each caller, and sleeps while it is silent. pynetdicom is asked, over a socket pair, for the answer to
-# each whole request: an association there lasts for the A-ASSOCIATE-RQ and one request more.
-
-_MAX_CALLERS = 512  # one more, and the one that has been silent longest is dropped
-_MAX_ASSOCIATIONS = 8  # with pynetdicom at the same time; more would only slow each other down
-_CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
-_IDLE_SECONDS = 60.0  # from an answer to the next request
-_MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
-
-# What OpenSSL calls it, what we call it, and what to do.
-_CALLERS_TLS_FAILURES = [
-    ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
-    ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
-    ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
-    ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
-    (
-        "ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)",
-        "the caller refuses our certificate",
-        "let the caller trust the CA that issued --cert",
-    ),
-    (
-        "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION",
-        "the caller offers no TLS 1.2 or later",
-        "configure the caller for TLS 1.2 or later",
-    ),
-]
-
-
 @dataclass(eq=False)
 class _Visit:
     """A connection to the other end: what the caller sent, and how it ended."""
@@ -3482,300 +3500,6 @@ class _Visit:
     echoes: int = 0
     end: str = ""
     hint: str = ""
-
-
-class _OtherEnd:
-    """A Verification SCP, and the stream of visits to it."""
-
-    def __init__(
-        self, called: str | None, calling: str | None, tls: ssl.SSLContext | None, count: int, wait: float
-    ) -> None:
-        import queue
-
-        from pynetdicom.ae import ApplicationEntity
-
-        self.called, self.calling, self.tls, self.count, self.wait = called, calling, tls, count, wait
-        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.accepted = self.answered = 0
-        self.addresses: list[str] = []
-        self.open: dict[_Visit, socket.socket] = {}  # the one that has been silent longest comes first
-        self.lock = threading.Lock()  # for `answered` and `open`
-        self.turns = threading.Semaphore(_MAX_ASSOCIATIONS)
-        entity = ApplicationEntity(ae_title=called or DEFAULT_CALLED_AE_TITLE)
-        entity.add_supported_context(_VERIFICATION, list(_TRANSFER_SYNTAXES.values()))
-        entity.require_called_aet, entity.require_calling_aet = called is not None, [calling] if calling else []
-        entity.maximum_associations = sys.maxsize  # it counts those, too, that are about to end
-        entity.acse_timeout = entity.network_timeout = _CALL_SECONDS
-        self.acceptor = entity.make_server(("127.0.0.1", 0))
-        self.acceptor.server_close()  # it does not listen: connections are handed to it
-
-    def accept(self, listeners: list[socket.socket], stop: socket.socket) -> None:
-        """Start a thread for each caller, until `stop` is readable."""
-        with selectors.DefaultSelector() as selector:
-            for each in (*listeners, stop):
-                selector.register(each, selectors.EVENT_READ)
-            while stop not in (ready := [cast(socket.socket, key.fileobj) for key, _ in selector.select()]):
-                for listener in ready:
-                    try:
-                        sock, address = listener.accept()
-                    except OSError as error:
-                        if error.errno in (errno.EMFILE, errno.ENFILE):  # otherwise, the caller has gone already
-                            self.drop_all_but(len(self.open) // 2, "dropped: this host has too many open files")
-                            time.sleep(0.1)
-                        continue
-                    visit = _Visit(datetime.now().astimezone(), *address[:2])
-                    self.accepted += 1
-                    with self.lock:
-                        self.open[visit] = sock
-                    self.drop_all_but(_MAX_CALLERS, f"dropped: silent for longer than {_MAX_CALLERS} others")
-                    try:
-                        threading.Thread(target=self.attend, args=(visit, sock), daemon=True).start()
-                    except RuntimeError:
-                        sock.close()
-                        self.leave(visit, "dropped: this host has no more threads")
-
-    def drop_all_but(self, most: int, why: str) -> None:
-        """Drop those that have been silent longest; their threads see the end of the connection."""
-        with self.lock:
-            for visit in list(self.open)[: max(len(self.open) - most, 0)]:
-                visit.end = why
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(self.open.pop(visit), socket.SHUT_RDWR)  # SSLSocket's is not for threads
-
-    def leave(self, visit: _Visit, end: str) -> None:
-        with self.lock:
-            self.open.pop(visit, None)
-            visit.end = visit.end or end
-            self.events.put(visit)
-
-    def attend(self, visit: _Visit, sock: socket.socket) -> None:
-        """Serve a caller, whatever it does."""
-        try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(sock)
-                if self.tls:
-                    with self.lock:
-                        sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                        stack.enter_context(sock)
-                        if visit in self.open:
-                            self.open[visit] = sock
-                try:
-                    end = self.converse(visit, sock)
-                except ProtocolError:
-                    with contextlib.suppress(OSError):
-                        sock.sendall(_ABORT)
-                    raise
-        except EchoError as error:
-            end, visit.hint = error.message, error.hint
-        except socket.timeout:
-            end = "dropped: silent or slow for too long"
-        except OSError as error:
-            reason = getattr(error, "reason", None) or ""  # OpenSSL's
-            known = [told for pattern, *told in _CALLERS_TLS_FAILURES if re.search(pattern, reason)]
-            what = "TLS handshake failed" if reason else "connection lost"
-            end, visit.hint = known[0] if known else (f"{what}: {_reason(error)}", "")
-        except Exception as error:  # any: the other callers are still served
-            end = f"internal error: {error!r}"
-        self.leave(visit, end)
-
-    def converse(self, visit: _Visit, sock: socket.socket) -> str:
-        """Pass a caller's requests to pynetdicom and the answers back; gives how the association ended."""
-        until = time.monotonic() + _CALL_SECONDS
-        if self.tls:
-            encrypted = cast("ssl.SSLSocket", sock)
-            encrypted.settimeout(_CALL_SECONDS)
-            encrypted.do_handshake()
-            visit.tls = encrypted.version()
-        kind, request = 1, _receive_pdu(sock, until, _MAX_REQUEST_LENGTH, {1})
-        _read_associate_rq(visit, request)
-        requests = [request]
-        while kind != 7:
-            answer = self.ask(visit, requests)
-            with self.lock:
-                visit.echoes += kind == answer[0] == 4
-                self.answered += kind == answer[0] == 4
-                if visit in self.open:
-                    self.open[visit] = self.open.pop(visit)
-                enough = 0 < self.count <= self.answered
-            sock.settimeout(_CALL_SECONDS)
-            sock.sendall(answer)
-            if answer[0] == 3:
-                visit.rejected, visit.hint = answer[9], self.admitting(visit)
-                return f"rejected: {_REJECT_REASONS[answer[8], answer[9]]} (reason {answer[9]})"
-            if answer[0] in (6, 7):
-                return "released" if answer[0] == 6 else "aborted by this end"
-            kind, request = _receive_request(sock, time.monotonic() + (_RELEASE_TIMEOUT if enough else _IDLE_SECONDS))
-            requests[1:] = [request]
-        return "aborted by the caller"
-
-    def ask(self, visit: _Visit, requests: list[bytes]) -> bytes:
-        """Get pynetdicom's answer to the last request; an association that is idle has no threads of pynetdicom."""
-        inside, outside = socket.socketpair()
-        with self.turns, inside, outside:
-            self.acceptor.process_request(outside, (visit.host, visit.port))
-            until = time.monotonic() + _CALL_SECONDS
-            for request in requests:
-                inside.settimeout(_CALL_SECONDS)
-                inside.sendall(request)
-                answer = _receive_pdu(inside, until, _MAX_REQUEST_LENGTH, {2, 3, 4, 6, 7})
-        return answer
-
-    def admitting(self, visit: _Visit) -> str:
-        """What would admit a caller that is rejected."""
-        import shlex
-
-        options = []
-        if self.called and visit.called != self.called:
-            options.append(f"-aec {shlex.quote(visit.called or '')}")
-        if self.calling and visit.calling != self.calling:
-            options.append(f"-aet {shlex.quote(visit.calling or '')}")
-        wanted = f'call "{self.called or visit.called}" as "{self.calling or visit.calling}"'
-        return f"let the caller {wanted}, or listen with {' '.join(options)}" if options else ""
-
-    def end(self) -> None:
-        """End the stream of visits; made to be called by a signal handler."""
-        self.events.put(None)
-
-    def visits(self) -> Iterator[_Visit]:
-        """Each visit as it ends; after `count` echoes, the time limit or the end mark, those that are still open."""
-        import queue
-
-        until = time.monotonic() + self.wait
-        while True:
-            left = math.inf if self.answered else max(until - time.monotonic(), 0.0)
-            if not left:
-                self.end()
-            with contextlib.suppress(queue.Empty):
-                visit = self.events.get(timeout=min(left, 1.0))  # for ever would keep Ctrl-C back on Windows
-                if visit is None:
-                    break
-                yield visit
-                if 0 < self.count <= self.answered:
-                    self.end()
-        with self.lock:  # each visit is in one of these two
-            ended = [self.events.get() for _ in range(self.events.qsize())]
-            still_open = list(self.open)
-        yield from filter(None, ended)
-        for visit in still_open:
-            visit.end = "still open"
-            yield visit
-
-
-@contextlib.contextmanager
-def _listen(
-    endpoints: Sequence[tuple[str, int]],
-    called: str | None = None,
-    calling: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    count: int = 0,
-    wait: float = math.inf,
-) -> Iterator[_OtherEnd]:
-    """The other end, while it listens; of several addresses, those that this host has count."""
-    import warnings
-
-    end = _OtherEnd(called, calling, tls, count, wait)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())  # pydicom's, in pynetdicom's threads
-        warnings.simplefilter("ignore")
-        listeners: list[socket.socket] = []
-        for host, port in endpoints:
-            try:
-                for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                    listener = socket.create_server(address, family=family, backlog=_MAX_CALLERS)
-                    listener.setblocking(False)  # a caller may have gone before it is accepted
-                    listeners.append(stack.enter_context(listener))
-                    end.addresses.append(_host_port(*listener.getsockname()[:2]))
-            except OSError as error:
-                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # there is no IPv6
-                    raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
-        stop, stopping = map(stack.enter_context, socket.socketpair())
-        accepting = threading.Thread(target=end.accept, args=(listeners, stop), daemon=True)
-        accepting.start()
-        stack.callback(end.drop_all_but, 0, "dropped: this end has stopped")
-        stack.callback(accepting.join)
-        stack.callback(stopping.close)
-        yield end
-
-
-@contextlib.contextmanager
-def _peer_of_our_own(host: str) -> Iterator[str]:
-    """The address of another end in this process, on a free port that only this host can reach."""
-    with _listen([(host, 0)]) as end:
-        yield f"{DEFAULT_CALLED_AE_TITLE}@{end.addresses[0]}"
-
-
-def _receive_pdu(sock: socket.socket, until: float, room: int, due: set[int]) -> bytes:
-    """A whole PDU of one of the types that are due."""
-    pdu, size = bytearray(), 6
-    while len(pdu) < size:
-        sock.settimeout(max(until - time.monotonic(), 0.001))
-        part = sock.recv(size - len(pdu))
-        if not part:
-            raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if pdu else ''}")
-        pdu += part
-        if len(pdu) == size == 6:
-            if pdu.startswith(b"\x16\x03"):
-                raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
-            expected = " or ".join(_PDU_NAMES[kind] for kind in sorted(due))
-            if pdu[0] not in due:
-                raise ProtocolError(f"received {_PDU_NAMES.get(pdu[0], str(bytes(pdu))[2:-1])}, expected {expected}")
-            size += int.from_bytes(pdu[2:], "big")
-            if size > room:
-                raise ProtocolError(f"received {_PDU_NAMES[pdu[0]]} of {size} bytes, expected no more than {room}")
-    return bytes(pdu)
-
-
-def _receive_request(sock: socket.socket, until: float) -> tuple[int, bytes]:
-    """The next request, and its kind: an A-RELEASE-RQ, an A-ABORT, or a C-ECHO-RQ in one P-DATA-TF."""
-    from pynetdicom.dimse_messages import C_ECHO_RQ, DIMSEMessage
-    from pynetdicom.pdu import P_DATA_TF
-    from pynetdicom.pdu_primitives import P_DATA
-
-    command, room = b"", _MAX_REQUEST_LENGTH
-    while True:
-        pdu = _receive_pdu(sock, until, room, {4, 5, 7})
-        room -= len(pdu)
-        if pdu[0] != 4:
-            return pdu[0], pdu
-        for context_id, control, fragment in _decode_p_data(pdu):
-            command += fragment
-            if control & 2:  # it is the last
-                data, message = P_DATA(), DIMSEMessage()
-                data.presentation_data_value_list.append((context_id, b"\x03" + command))
-                with _what_pynetdicom_can_decode("command set"):
-                    has_no_data_set = message.decode_msg(data)
-                    primitive: Any = message.message_to_primitive()
-                if not (isinstance(message, C_ECHO_RQ) and has_no_data_set and primitive.is_valid_request):
-                    raise ProtocolError("received a message other than C-ECHO-RQ")
-                return 4, P_DATA_TF(data).encode()
-
-
-@contextlib.contextmanager
-def _what_pynetdicom_can_decode(what: str) -> Iterator[None]:
-    """Try it here: in pynetdicom's threads, what it cannot decode would end them without an answer."""
-    try:
-        yield
-    except Exception as error:  # any: decoders raise what they like
-        raise ProtocolError(f"malformed {what} ({type(error).__name__}: {error})") from error
-
-
-def _read_associate_rq(visit: _Visit, pdu: bytes) -> None:
-    """A-ASSOCIATE-RQ (PS3.8 9.3.2); by hand, so that a caller shows even where pynetdicom cannot decode it."""
-    from pynetdicom.pdu import A_ASSOCIATE_RQ
-
-    what = "A-ASSOCIATE-RQ"
-    visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
-    for kind, item in _items(pdu[74:], what):
-        if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
-            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item[4:], what)]
-            offered = [name for kind, name in syntaxes if kind == 0x40]
-            visit.proposed += [(name, offered) for kind, name in syntaxes if kind == 0x30]
-        elif kind == 0x50:
-            visit.version_name = _text(dict(_items(item, what)).get(0x55))
-    with _what_pynetdicom_can_decode(what):
-        request = A_ASSOCIATE_RQ()
-        request.decode(pdu)
-        request.to_primitive()
 
 
 def _visits_text(visits: Iterable[_Visit], style: _Style) -> Iterator[str]:
@@ -3825,6 +3549,288 @@ def _counted(visits: Iterable[_Visit], totals: dict[str, int]) -> Iterator[_Visi
         totals["rejected"] += visit.rejected is not None
         totals["echoes"] += visit.echoes
         yield visit
+
+
+# -- 13. other end -----------------------------------------------------------------------------------------------------
+
+# A Verification SCP. Its callers take turns in the loop, where silent ones cost nothing but their sockets; pynetdicom's
+# own server spends two threads that poll on each, and waits without limit for the rest of a PDU.
+
+_MAX_CALLERS = 500  # one more, and the one that has been silent longest is dropped; Windows' select takes 512 sockets
+_CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
+_IDLE_SECONDS = 60.0  # from an answer to the next request
+_MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
+
+# What OpenSSL calls it, what we call it, and what to do.
+_CALLERS_TLS_FAILURES = [
+    ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
+    ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
+    ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
+    ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
+    (
+        "ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)",
+        "the caller refuses our certificate",
+        "let the caller trust the CA that issued --cert",
+    ),
+    (
+        "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION",
+        "the caller offers no TLS 1.2 or later",
+        "configure the caller for TLS 1.2 or later",
+    ),
+]
+
+
+class _OtherEnd(_Stream):
+    """A Verification SCP, and the stream of visits to it."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        called: str | None,
+        calling: str | None,
+        tls: ssl.SSLContext | None,
+        count: int,
+        wait: float,
+    ) -> None:
+        super().__init__([*map(self._accept, listeners), self._limit(wait)], _MAX_CALLERS)
+        self.addresses = [_host_port(*each.getsockname()[:2]) for each in listeners]
+        self.accepted = self.answered = 0
+        self._called, self._calling, self._tls, self._count = called, calling, tls, count
+        self._open: dict[_Visit, _Wire] = {}  # the one that has been silent longest comes first
+
+    def visits(self) -> Generator[_Visit, None, None]:
+        """Each visit as it ends; after `count` echoes, the time limit or the end mark, those that are still open."""
+        yield from self.outcomes()
+        while not self._outcomes.empty():  # behind the end mark
+            if visit := self._outcomes.get():
+                yield visit
+        for visit, wire in self._open.items():
+            wire.close()
+            visit.end = visit.end or "still open"
+            yield visit
+
+    def _limit(self, seconds: float) -> _Waiting[None]:
+        """End the stream if no echo has been answered by then."""
+        if seconds < math.inf:
+            yield _Wait(None, 0, time.perf_counter() + seconds)
+            if not self.answered:
+                self.end()
+
+    def _accept(self, listener: socket.socket) -> _Waiting[None]:
+        while True:
+            yield _Wait(listener, selectors.EVENT_READ, time.perf_counter() + _MAX_SECONDS)
+            try:
+                sock, address = listener.accept()
+                sock.setblocking(False)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # otherwise, the caller has gone already
+                    self._drop_all_but(len(self._open) // 2, "dropped: this host has too many open files")
+                    yield _Wait(None, 0, time.perf_counter() + 0.1)
+                continue
+            self.accepted += 1
+            visit = _Visit(datetime.now().astimezone(), *address[:2])
+            self._open[visit] = wire = _Wire(sock)
+            self._drop_all_but(_MAX_CALLERS, f"dropped: silent for longer than {_MAX_CALLERS} others")
+            yield self._attend(visit, wire)
+
+    def _drop_all_but(self, most: int, why: str) -> None:
+        """Drop those that have been silent longest; they see the end of the connection when it is their turn."""
+        attended = [visit for visit in self._open if not visit.end]
+        for visit in attended[: max(len(attended) - most, 0)]:
+            visit.end = why
+            self._open[visit].hang_up()
+
+    def _attend(self, visit: _Visit, wire: _Wire) -> _Waiting[None]:
+        """Serve a caller, whatever it does."""
+        hint = ""
+        with contextlib.closing(wire):
+            try:
+                end = yield from self._converse(visit, wire)
+            except TLSFailed as error:
+                reason = getattr(error.__context__, "reason", None) or ""  # OpenSSL's
+                known = [told for pattern, *told in _CALLERS_TLS_FAILURES if re.search(pattern, reason)]
+                end, hint = known[0] if known else (f"TLS handshake failed: {error.detail}", "")
+            except EchoError as error:
+                end, hint = error.message.replace("the peer", "the caller"), error.hint
+                if isinstance(error, ProtocolError):
+                    wire.send_at_once(_ABORT)
+            except TimeoutError:
+                end = "dropped: silent or slow for too long"
+            except Exception as error:  # any: the other callers are still served
+                end = f"internal error: {error!r}"
+        del self._open[visit]
+        if not visit.end:
+            visit.end, visit.hint = end, visit.hint or hint
+        yield visit
+        if self._has_enough():
+            self.end()
+
+    def _has_enough(self) -> bool:
+        return 0 < self._count <= self.answered
+
+    def _converse(self, visit: _Visit, wire: _Wire) -> _Waiting[str]:
+        """Answer the requests of a caller; gives how the association ended."""
+        caller = _Caller(wire)
+        wire.until = time.perf_counter() + _CALL_SECONDS
+        if self._tls:
+            visit.tls = (yield from wire.shake_hands(self._tls, server_side=True)).version()
+        request = yield from caller.receive_pdu(_MAX_REQUEST_LENGTH, 1)
+        contexts, max_pdu = _read_associate_rq(visit, request)
+        if rejection := self._rejection(visit, request):
+            source, reason = rejection
+            visit.rejected, visit.hint = reason, self._admitting(visit)
+            yield from wire.send(bytes([3, 0, 0, 0, 0, 4, 0, 1, source, reason]))  # A-ASSOCIATE-RJ (PS3.8 9.3.4)
+            return f"rejected: {_REJECT_REASONS[source, reason]} (reason {reason})"
+        yield from wire.send(_encode_associate_ac(request, _MAX_REQUEST_LENGTH, contexts))
+        while True:
+            self._open[visit] = self._open.pop(visit)
+            wire.until = time.perf_counter() + (_RELEASE_TIMEOUT if self._has_enough() else _IDLE_SECONDS)
+            kind, context_id, message_id = yield from caller.receive_request()
+            wire.until = time.perf_counter() + _CALL_SECONDS
+            if kind == 7:
+                return "aborted by the caller"
+            if kind == 5:
+                yield from wire.send(_RELEASE_RP)
+                return "released"
+            if context_id not in contexts or contexts[context_id][0]:
+                raise ProtocolError(f"aborted by this end: presentation context {context_id} is not an accepted one")
+            yield from wire.send(_encode_c_echo("C_ECHO_RSP", message_id, context_id, max_pdu))
+            visit.echoes += 1
+            self.answered += 1
+
+    def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
+        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21), if one is due."""
+        if not request[7] & 1:
+            return 2, 2
+        if self._called and visit.called != self._called:
+            return 1, 7
+        return (1, 3) if self._calling and visit.calling != self._calling else None
+
+    def _admitting(self, visit: _Visit) -> str:
+        """What would admit a caller that is rejected."""
+        import shlex
+
+        options = []
+        if self._called and visit.called != self._called:
+            options.append(f"-aec {shlex.quote(visit.called or '')}")
+        if self._calling and visit.calling != self._calling:
+            options.append(f"-aet {shlex.quote(visit.calling or '')}")
+        wanted = f'call "{self._called or visit.called}" as "{self._calling or visit.calling}"'
+        return f"let the caller {wanted}, or listen with {' '.join(options)}" if options else ""
+
+
+class _Caller:
+    """Reads what a caller sends, no further than is due."""
+
+    def __init__(self, wire: _Wire) -> None:
+        self._wire, self._buffer = wire, bytearray()
+
+    def _receive(self, size: int) -> _Waiting[None]:
+        while len(self._buffer) < size:
+            data = yield from self._wire.receive()
+            if not data:
+                raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if self._buffer else ''}")
+            self._buffer += data
+
+    def receive_pdu(self, room: int, *due: int) -> _Waiting[bytes]:
+        """A whole PDU of one of the types that are due: first its type is looked at, then its length."""
+        yield from self._receive(6)
+        start, size = bytes(self._buffer[:6]), 6 + int.from_bytes(self._buffer[2:6], "big")
+        if start.startswith(b"\x16\x03"):
+            raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
+        if start[0] not in due:
+            expected = " or ".join(_PDU_NAMES[kind] for kind in due)
+            raise ProtocolError(f"received {_PDU_NAMES.get(start[0], str(start)[2:-1])}, expected {expected}")
+        if size > room:
+            raise ProtocolError(f"received {_PDU_NAMES[start[0]]} of {size} bytes, expected no more than {room}")
+        yield from self._receive(size)
+        pdu = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return pdu
+
+    def receive_request(self) -> _Waiting[tuple[int, int, int]]:
+        """The type of the PDU: A-RELEASE-RQ, A-ABORT, or P-DATA-TF with a C-ECHO-RQ, its context and its message ID."""
+        data, room = b"", _MAX_REQUEST_LENGTH
+        while True:
+            pdu = yield from self.receive_pdu(room, 4, 5, 7)
+            room -= len(pdu)
+            if pdu[0] != 4:
+                return pdu[0], 0, 0
+            for context_id, header, fragment in _decode_p_data(pdu):
+                data += fragment
+                if header & 2:  # it is the last
+                    command = _decode_command(data if header & 1 else b"")
+                    field, message_id = command.number("Command Field"), command.number("Message ID")
+                    has_data_set = command.number("Command Data Set Type") != 0x0101
+                    if field != 0x0030 or message_id is None or has_data_set:
+                        raise ProtocolError("received a message other than C-ECHO-RQ")
+                    return 4, context_id, message_id
+
+
+def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, str]], int]:
+    """A-ASSOCIATE-RQ (PS3.8 9.3.2): each context's result and transfer syntax, and the caller's maximum length."""
+    what, max_pdu = "A-ASSOCIATE-RQ", 0
+    contexts: dict[int, tuple[int, str]] = {}
+    if len(pdu) < 74:
+        raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
+    visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
+    for kind, item in _items(pdu[74:], what):
+        if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
+            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item[4:], what)]
+            offered = [name for kind, name in syntaxes if kind == 0x40]
+            sop_classes = [name for kind, name in syntaxes if kind == 0x30]
+            visit.proposed += [(name, offered) for name in sop_classes]
+            known = [name for name in offered if name in _TRANSFER_SYNTAXES.values()]
+            result = 3 if sop_classes != [_VERIFICATION] else 0 if known else 4  # PS3.8 Table 9-18
+            contexts[int.from_bytes(item[:1], "big")] = result, (known or [_TRANSFER_SYNTAXES["implicit"]])[0]
+        elif kind == 0x50:
+            said = dict(_items(item, what))
+            visit.version_name, max_pdu = _text(said.get(0x55)), int.from_bytes(said.get(0x51, b"")[:4], "big")
+    if not (visit.called and visit.calling):
+        raise ProtocolError(f"malformed {what}: an AE title is missing")
+    if not all(context_id % 2 for context_id in contexts):
+        raise ProtocolError(f"malformed {what}: the ID of a presentation context is even")
+    return contexts, max_pdu
+
+
+@contextlib.contextmanager
+def _listen(
+    endpoints: Sequence[tuple[str, int]],
+    called: str | None = None,
+    calling: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    count: int = 0,
+    wait: float = math.inf,
+) -> Iterator[_OtherEnd]:
+    """The other end, while it listens; of several addresses, those that this host has count."""
+    global _own_process
+    _own_process = False  # a thread of ours encodes, too
+    _load_codec()
+    with contextlib.ExitStack() as stack:
+        listeners: list[socket.socket] = []
+        for host, port in endpoints:
+            try:
+                for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                    listener = socket.create_server(address, family=family, backlog=_MAX_CALLERS)
+                    listener.setblocking(False)  # a caller may have gone before it is accepted
+                    listeners.append(stack.enter_context(listener))
+            except OSError as error:
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # there is no IPv6
+                    raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
+        yield _OtherEnd(listeners, called, calling, tls, count, wait)
+
+
+@contextlib.contextmanager
+def _peer_of_our_own(host: str) -> Iterator[str]:
+    """The address of another end in this process, on a free port that only this host can reach."""
+    with _listen([(host, 0)]) as end:
+        thread = threading.Thread(target=lambda: list(end.visits()), daemon=True)
+        thread.start()
+        try:
+            yield f"{DEFAULT_CALLED_AE_TITLE}@{end.addresses[0]}"
+        finally:
+            end.end()
+            thread.join()
 
 
 # -- 14. command -------------------------------------------------------------------------------------------------------
@@ -4617,7 +4623,7 @@ class _Signals:
     def __init__(self, last_word: bool) -> None:
         self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
         self.number = 0
-        self.stream: _Stream | _OtherEnd | None = None  # None: not begun
+        self.stream: _Stream | None = None  # None: not begun
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -4783,8 +4789,8 @@ def _print_visits(
         _complain(f"listening on {' and '.join(end.addresses)}")
     style = _style(args.color, False, stream)
     try:
-        with stack.pop_all():
-            for line in _visits_json(end.visits()) if args.format == "json" else _visits_text(end.visits(), style):
+        with stack.pop_all(), contextlib.closing(end.visits()) as visits:
+            for line in _visits_json(visits) if args.format == "json" else _visits_text(visits, style):
                 if not signals.can_write(stream):
                     break
                 if not args.quiet:

@@ -73,7 +73,7 @@ from pynetdicom.sop_class import CTImageStorage
 context = pynetdicom.build_context(CTImageStorage)
 of_storage = len(pynetdicom.StoragePresentationContexts)
 print(pydicom.dcmread.__module__, pynetdicom.AE.__module__, context.abstract_syntax.name, of_storage)
-print(dicom_echo._encode_c_echo_rq.__module__, dicom_echo._encode_c_echo_rq_once.__wrapped__(0)[0].hex())
+print(dicom_echo._encode_c_echo_rq.__module__, dicom_echo._encode_c_echo_once.__wrapped__("C_ECHO_RQ", 1, 0)[0].hex())
 """
     *_, whole, again = run(ENCODE.format(own=True) + after)
     *_, ordinary, of_ordinary = run(ENCODE.format(own=False) + after)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -219,6 +220,17 @@ def test_counts_echoes_over_one_association() -> None:
     assert "; 3 echoes answered; released\n" in out
 
 
+def test_answers_every_request_of_a_caller_that_does_not_wait_for_answers(json_listener: Listener) -> None:
+    with listener_connection(json_listener) as sock:
+        exchange(sock, associate_rq())
+        size = len(exchange(sock, echo_rq()))
+        sock.sendall(echo_rq() * 2000)
+        left = 2000 * size
+        while left and (part := sock.recv(left)):
+            left -= len(part)
+    assert next_visit(json_listener)["echoes"] == 2001
+
+
 @contextlib.contextmanager
 def listener_connection(listener: Listener) -> Iterator[socket.socket]:
     with socket.create_connection((listener.host, listener.port), timeout=PATIENCE) as sock:
@@ -340,10 +352,16 @@ ODD_CALLERS = {
     "an empty request": ([pdu(1, b"")], "malformed A-ASSOCIATE-RQ"),
     "a torn item": ([pdu(1, associate_rq()[6:-3])], "malformed A-ASSOCIATE-RQ"),
     "no title": ([associate_rq(called="")], "malformed A-ASSOCIATE-RQ"),
+    "a short request": ([pdu(1, bytes(20))], "malformed A-ASSOCIATE-RQ"),
+    "an even context": (
+        [associate_rq(contexts=[(2, VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)])],
+        "malformed A-ASSOCIATE-RQ",
+    ),
+    "another protocol": ([associate_rq().replace(b"\0\1\0\0ANY", b"\0\2\0\0ANY")], "protocol version not supported"),
+    "a data set": ([associate_rq(), echo_rq().replace(b"\1\3", b"\1\2", 1)], "received a message other than C-ECHO-RQ"),
     "a second request": ([associate_rq(), associate_rq()], "received A-ASSOCIATE-RQ, expected P-DATA-TF or A-RELEASE"),
     "another command": ([associate_rq(), echo_rq(C_STORE_RQ)], "received a message other than C-ECHO-RQ"),
-    # The next two would end pynetdicom's thread with a traceback, or get no answer from it.
-    "a command without a field": ([associate_rq(), command_pdu(b"\0" * 16)], "malformed command set (AttributeError"),
+    "a command without a field": ([associate_rq(), command_pdu(b"\0" * 16)], "received a message other than C-ECHO-RQ"),
     "a request without an ID": (
         [associate_rq(), command_pdu(echo_rsp_command(command_field=C_ECHO_RQ, omit=(0x0120, 0x0900)))],
         "received a message other than C-ECHO-RQ",
@@ -410,7 +428,14 @@ def other_end() -> Iterator[tuple[tuple[str, int], queue.SimpleQueue[dicom_echo.
     with dicom_echo._listen([("127.0.0.1", 0)]) as end:
         address = dicom_echo.parse_address(end.addresses[0])
         assert address.port is not None
-        yield (address.host, address.port), end.events
+        visits: queue.SimpleQueue[dicom_echo._Visit] = queue.SimpleQueue()
+        thread = threading.Thread(target=lambda: deque(map(visits.put, end.visits()), maxlen=0))
+        thread.start()
+        try:
+            yield (address.host, address.port), visits
+        finally:
+            end.end()
+            thread.join()
 
 
 @pytest.mark.parametrize("start", [b"", associate_rq()[:60]])
@@ -477,6 +502,21 @@ def test_nothing_is_left_behind() -> None:
     assert threading.active_count() <= before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_out_of_descriptors_the_silent_make_room() -> None:
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("the limits of another process cannot be set here")
+    with listening() as listener, contextlib.ExitStack() as stack:
+        resource.prlimit(listener.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        for _ in range(100):
+            stack.enter_context(socket.create_connection((listener.host, listener.port), timeout=PATIENCE))
+        assert all(dicom_echo.probe(listener.address, timeout=PATIENCE).ok for _ in range(5))
+        _, out, err = listener.end(signal.SIGINT)
+    assert "dropped: this host has too many open files" in out
+    assert "connections: 105, associations: 5, rejected: 0, echoes: 5\n" in out
+    assert len(err.splitlines()) == 1
 
 
 HOSTILE = [
