@@ -37,6 +37,9 @@ PTH = "import sys; sys.version_info < (3, 10) and sys.path.insert(sys.path.index
 # Nobody's settings count; and a set in bytecode is written in the order of its hashes.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SHIV_", "SOURCE_DATE_EPOCH"))}
 ENVIRONMENT |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+ENVIRONMENT["PATH"] = os.pathsep.join(
+    entry for entry in os.environ["PATH"].split(os.pathsep) if not Path(entry, "../pyvenv.cfg").exists()
+)  # without a virtual environment, such as nox runs this in
 
 
 def main(wheel: Path, out: Path) -> None:
@@ -91,12 +94,11 @@ def prune(stages: tuple[Path, ...]) -> None:
 
 
 def found_pythons() -> dict[str, str]:
-    """Version and path of each that we compile for; not that of a virtual environment, such as nox runs this in."""
-    path = [entry for entry in os.environ["PATH"].split(os.pathsep) if not Path(entry, "../pyvenv.cfg").exists()]
+    """Version and path of each that we compile for."""
     found = {}
     for wanted in PYTHONS:
         try:
-            python = shutil.which(f"python{wanted}", path=os.pathsep.join(path)) or ""
+            python = shutil.which(f"python{wanted}", path=ENVIRONMENT["PATH"]) or ""
             found[run(python, "-c", "import platform; print(platform.python_version())").strip()] = python
         except (OSError, subprocess.CalledProcessError):
             print(f"no python{wanted} on PATH: it will compile at each start", file=sys.stderr)
