@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -162,12 +163,15 @@ def describe(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that is stopped at the end of the block."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    """A server that is stopped at the end of the block, with whatever processes of its own it leaves behind."""
+    options: dict[str, Any] = {"stderr": subprocess.STDOUT, "start_new_session": True}
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, **options) as process:
         try:
             yield process
         finally:
             stop(process)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def scrape(program: str, folder: Path) -> str:
