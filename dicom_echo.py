@@ -2321,9 +2321,19 @@ class _StandIn(type):
         return ()
 
 
-@functools.cache
+_codec_lock = (
+    threading.Lock()
+)  # pynetdicom's modules import each other in circles, which threads must not enter together
+
+
 def _load_codec() -> None:
     """Import pynetdicom and encode once, so that no echo pays for it."""
+    with _codec_lock:
+        _load_codec_once()
+
+
+@functools.cache
+def _load_codec_once() -> None:
     try:
         _encode_associate_rq("A", "B", 0, ("1.2.840.10008.1.2",), None)
         _encode_c_echo_rq(0, 0)
@@ -2916,6 +2926,8 @@ class _Tally:
 
 def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> _Stream:
     """Run the plan for each target, several in parallel; the outcomes are `_Begun` and `_Echoed`."""
+    if plan.count != 1 or plan.wait is not None:
+        _load_codec()  # now: the archive that it comes from may be replaced during a long run
     return _Stream(_by_endpoint(targets, lambda target: _rounds(target, plan)), jobs)
 
 
