@@ -103,8 +103,8 @@ FLAGS = (
     "--transfer-syntax --abort --user --password-file --jwt-file --saml-file --kerberos-file -t --timeout -4 -6 "
     "--source --tls --cacert --cert --key --key-password-file --ciphers -k --insecure --server-name -c --count -i "
     "--interval --reuse --wait -T --targets -j --jobs -q --quiet -v --verbose -d --debug --format --warning "
-    "--critical --warning-cert --critical-cert --output --color --self-test --listen --show-completion --install-completion -V --version "
-    "-h --help"
+    "--critical --warning-cert --critical-cert --output --color --self-test --listen --show-completion "
+    "--install-completion -V --version -h --help"
 )
 VALUED = (
     "-aec -aet -id --max-pdu --transfer-syntax --user --password-file --jwt-file --saml-file --kerberos-file -t "
