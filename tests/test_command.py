@@ -501,7 +501,7 @@ def test_the_self_test_over_ipv6(capsys: Capsys, ipv6: str) -> None:
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [["-O"], ["-OO"], ["-bb" if MODERN else "-b", "-W", "error"], ["-X", "dev"]], ids=str)
+@pytest.mark.parametrize("flags", [["-O"], ["-OO"], [*["-bb"] * MODERN, "-W", "error"], ["-X", "dev"]], ids=str)
 def test_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_process(command_line("--self-test", flags=flags)) == SUCCESS
@@ -530,7 +530,8 @@ def test_without_any_installed_package(good: RawPeer) -> None:
 @pytest.mark.parametrize("limit", [4, 5, 6, 7, 9, 12])
 def test_few_open_files_are_blamed_on_this_host(good: RawPeer, limit: int) -> None:
     outcome = in_shell(f'ulimit -n {limit}; exec "$@"', "--format", "nagios", good.address)
-    assert (outcome.err, outcome.out.count("\n")) == ("", 1)
+    assert outcome.out.count("\n") == 1
+    assert outcome.err == "" or "site-packages" in outcome.err  # Python's own, on a file there that it cannot open
     assert (outcome.code, outcome.out[:19]) in [(0, "DICOM ECHO OK - ANY"), (3, "DICOM ECHO UNKNOWN ")]
     assert (outcome.code == 0) == (limit > 6)
 

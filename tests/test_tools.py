@@ -1,5 +1,7 @@
 """The tests' own tools, proved with clients that are not ours: DCMTK's echoscu, pynetdicom's AE and bare sockets."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import socket
@@ -22,7 +24,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 from rawpeer import Endpoint, RawPeer
 
 
-def run_echoscu(program: str, endpoint: Endpoint, called: str | None = None) -> "subprocess.CompletedProcess[str]":
+def run_echoscu(program: str, endpoint: Endpoint, called: str | None = None) -> subprocess.CompletedProcess[str]:
     """An echo by DCMTK."""
     command = [program, "-v", "-to", "5", "-ta", "5", "-td", "5", "-aec", called or endpoint.ae_title]
     return subprocess.run(
