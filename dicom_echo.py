@@ -12,7 +12,7 @@ Steps are named and explained in the standard's own terms: PS3.7 (C-ECHO) and PS
 #  1. vocabulary   constants and phases
 #  2. errors       what can go wrong, and what to do about it
 #  3. address      [AE-TITLE@]HOST[:PORT]
-#  4. request      what is asked, and what has come of it
+#  4. request      what is asked, and the result
 #  5. verbs        send, probe, probe_many
 #  6. echo         one echo from beginning to end
 #  7. wire         name look-up, TCP and TLS; what an echo can wait for
@@ -90,7 +90,7 @@ _DEFAULT_TLS_PORT = 2762  # dicom-tls
 _DEFAULT_TIMEOUT = 10.0
 _MAX_SECONDS = 86400.0  # a day; the system's own limits are far above
 _DEFAULT_JOBS = 32
-_RELEASE_TIMEOUT = 1.0  # the verdict stands by then, so what follows may not cost more
+_RELEASE_TIMEOUT = 1.0  # the verdict is known by then, so the rest must not take longer
 
 _UID = re.compile(r"(?=.{3,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")  # PS3.5 9.1
 _VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 Annex A
@@ -190,12 +190,12 @@ def _hex(number: int) -> str:
 
 
 def _printable(text: str, keep: str = "") -> str:
-    """Escape control characters: peers say what they like, and a terminal obeys."""
+    """Escape control characters, so that a peer's text cannot control the terminal."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for an error, without their capitals and numbers."""
+    """The system's message for an error, without its number, and in lower case."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"  # Windows has a whole sentence for it
     words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
@@ -210,7 +210,7 @@ def _no_answer(seconds: float) -> str:
 
 
 class _OwnNames(type):
-    """Leaves what Python's own exceptions have out of ``dir()``, and so out of ``help()``."""
+    """Hides the members of Python's own exceptions from ``dir()``, and so from ``help()``."""
 
     def __dir__(cls) -> list[str]:
         return sorted({name for base in cls.__mro__ if base.__module__ == __name__ for name in vars(base)})
@@ -230,9 +230,9 @@ class EchoError(Exception, metaclass=_OwnNames):
     hint : str
         What may be the cause and what to do; may be empty.
     detail : str
-        The facts in the standard's terms, for people; may be empty.
+        The facts in the standard's terms, as text; may be empty.
     facts : dict
-        What was seen, by name. Each is an attribute as well.
+        The facts by name; each is also an attribute.
     """
 
     kind: ClassVar[str] = ""
@@ -247,7 +247,7 @@ class EchoError(Exception, metaclass=_OwnNames):
             setattr(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild copies and pickles from the facts: an ``errno``, for one, is not in ``__dict__``."""
+        """Rebuild copies and pickles from the facts: ``errno``, for example, is not in ``__dict__``."""
         facts: dict[str, Any] = self.facts
         again = functools.partial(
             type(self), self.message, case=self._case, hint=self.hint, detail=self.detail, **facts
@@ -267,7 +267,7 @@ class Unreachable(EchoError, ConnectionError):
     Attributes
     ----------
     errno : int or None
-        The system's number for it, where it has one.
+        The system's error number, if there is one.
     """
 
     kind, title = "unreachable", "Unreachable"
@@ -314,12 +314,12 @@ class Rejected(EchoError, ValueError):
 
 
 class NotSupported(EchoError, ConnectionError):
-    """The association is accepted, but not Verification.
+    """The association was accepted, but Verification was not.
 
     Attributes
     ----------
     result : int
-        Of the presentation context, as received; PS3.8 Table 9-18 has its meaning.
+        The result of the presentation context, as received; PS3.8 Table 9-18 has its meaning.
     """
 
     kind, title = "not-supported", "Not supported"
@@ -352,8 +352,8 @@ _NO_ROOM = (
 )
 _REFUSED = "the peer accepts the AE titles but refuses Verification; its configuration may not list it for us"
 
-# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase. Entries
-# of a kind "over TLS" go before the others where TLS is in use.
+# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase. With TLS,
+# the entries of a kind "over TLS" are looked up first.
 _HINTS: dict[tuple[str, str], str] = {
     ("unreachable", "name not resolved"): "check the spelling and the name server, or use the IP address",
     ("unreachable", "other family"): "leave out -4, -6 and --source, or give another address",
@@ -546,7 +546,7 @@ def parse_address(text: str) -> Address:
     Raises
     ------
     AddressError
-        With the part that is wrong and the form that is right.
+        Its message names the part that is wrong and shows the expected form.
     """
     try:
         if not isinstance(text, str):
@@ -629,7 +629,7 @@ def _ascii_name(host: str) -> str:
         return host
     import stringprep
 
-    # Characters that the conversion drops in silence would stay in what is shown and in the name that TLS expects.
+    # The conversion silently drops these, but the output and the name that TLS expects would still contain them.
     if any(map(stringprep.in_table_b1, host)):
         return ""
     try:
@@ -656,7 +656,7 @@ def _check_ae_title(text: str) -> str:
 
 
 class Identity:
-    """A user identity to present with the association request (PS3.7 D.3.3.7); its ``repr`` shows nothing of it.
+    """A user identity to present with the association request (PS3.7 D.3.3.7); its ``repr`` does not show it.
 
     Parameters
     ----------
@@ -670,7 +670,7 @@ class Identity:
     Raises
     ------
     ValueError
-        Not exactly one of them, a password without a user, or one that is empty or longer than 65,000 bytes.
+        Not exactly one of them is given, a password has no user, or one is empty or longer than 65,000 bytes.
     """
 
     __slots__ = ("_primary", "_secondary", "_type")
@@ -727,7 +727,7 @@ class _Request:
     address: Address
     called_ae_title: str
     calling_ae_title: str
-    label: str | None = None  # what a targets file calls the peer
+    label: str | None = None  # from a targets file
     timeout: float = _DEFAULT_TIMEOUT
     family: int = socket.AF_UNSPEC
     source: str | None = None
@@ -800,7 +800,7 @@ def _transfer_syntax(name: str) -> str:
 
 
 def _family_of_source(source: str, family: int) -> int:
-    """The address family of a local IP address, after a trial that it can be connected from."""
+    """The address family of a local IP address, after checking that a socket can be bound to it."""
     try:
         own = socket.getaddrinfo(source, 0, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0]
         with socket.socket(own[0]) as trial:
@@ -812,7 +812,7 @@ def _family_of_source(source: str, family: int) -> int:
 
 @dataclass(frozen=True)
 class Peer:
-    """What the peer said of itself when it accepted the association (PS3.7 D.3.3, PS3.8 9.3.3).
+    """What the peer reported about itself when it accepted the association (PS3.7 D.3.3, PS3.8 9.3.3).
 
     Attributes
     ----------
@@ -821,7 +821,7 @@ class Peer:
     implementation_version_name : str or None
         The name of its software (PS3.7 D.3.3.2).
     max_pdu : int or None
-        The longest PDU that it takes, in bytes (PS3.8 D.1); 0 is unlimited, None if it did not say.
+        The longest PDU that it accepts, in bytes (PS3.8 D.1); 0 is unlimited, None if not stated.
     transfer_syntax : str or None
         The UID of the transfer syntax that it chose (PS3.8 9.3.3.2).
     user_identity : str or None
@@ -880,7 +880,7 @@ class _Timings(dict[Phase, float]):
 
 @dataclass(frozen=True)
 class EchoResult:
-    """All that one echo has shown; immutable. It is true where the peer answered with Success.
+    """The outcome of one echo; immutable. It is true if the peer answered with Success.
 
     Attributes
     ----------
@@ -895,7 +895,7 @@ class EchoResult:
     started_at : datetime.datetime
         In UTC.
     label : str or None
-        What a targets file calls the peer.
+        The peer's label in a targets file.
     status : int or None
         The DIMSE status of the C-ECHO response (PS3.7 9.3.5.2), None if there was none.
     error : EchoError or None
@@ -905,13 +905,13 @@ class EchoResult:
     local, remote : str or None
         The two ends of the connection as ``IP:PORT``.
     peer : Peer or None
-        What the peer said of itself; None unless it accepted the association.
+        What the peer reported about itself; None unless it accepted the association.
     tls : TLSInfo or None
         The TLS session; None unless there was one.
     notes : tuple of str
         Anomalies that do not change the verdict.
     released : bool
-        Whether the association ended in order, by A-RELEASE or by the A-ABORT that was asked for.
+        Whether the association ended properly, by A-RELEASE or by the A-ABORT that was asked for.
     """
 
     address: Address
@@ -1064,9 +1064,9 @@ def send(
     calling_ae_title : str
         The AE title to call from.
     message_id : int or Counter
-        0-65535, or what counts up; the shared `counter` by default.
+        0-65535, or a counter; the shared `counter` by default.
     **options
-        As of `probe`.
+        The same as for `probe`.
 
     Returns
     -------
@@ -1098,7 +1098,7 @@ def probe(
     message_id: int | Counter = counter,
     **options: Unpack[Options],
 ) -> EchoResult:
-    """Send a C-ECHO request and return all that it has shown, success or not (PS3.7 9.1.5).
+    """Send a C-ECHO request and return its result, whether it succeeds or fails (PS3.7 9.1.5).
 
     Parameters
     ----------
@@ -1109,7 +1109,7 @@ def probe(
     calling_ae_title : str
         The AE title to call from.
     message_id : int or Counter
-        0-65535, or what counts up; the shared `counter` by default.
+        0-65535, or a counter; the shared `counter` by default.
     **options
         Any of the following.
     timeout : float
@@ -1134,7 +1134,7 @@ def probe(
     Returns
     -------
     EchoResult
-        What went wrong on the way, if anything did, is its ``error``.
+        If no status was received, its ``error`` says why.
 
     Raises
     ------
@@ -1171,11 +1171,11 @@ def probe_many(
     calling_ae_title : str
         The AE title to call from.
     message_id : int or Counter
-        0-65535 for all, or what counts up; the shared `counter` by default.
+        0-65535 for all, or a counter; the shared `counter` by default.
     jobs : int
         How many peers to ask in parallel.
     **options
-        As of `probe`.
+        The same as for `probe`.
 
     Returns
     -------
@@ -1204,7 +1204,7 @@ def probe_many(
 
 
 def _take_message_id(message_id: int | Counter) -> int:
-    """The next message ID of a counter, or a number after a check that it has 16 bits (PS3.7 9.3.5.1)."""
+    """The next message ID of a counter, or the given one after a check of its range (PS3.7 9.3.5.1)."""
     number = message_id.increment() if isinstance(message_id, Counter) else message_id
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 0xFFFF:
         raise AddressError(f"the message ID must be in the range 0-65535, not {number!r}")
@@ -1236,7 +1236,7 @@ class _Echo:
         self.seconds = seconds
         self.until = time.perf_counter() + seconds
         self.started_at = datetime.now(timezone.utc)
-        self.wire = _Wire()  # until it goes over an association
+        self.wire = _Wire()  # until it has an association, and shares its wire
         self.timings: dict[Phase, float] = {}
         self.notes: list[str] = []
         self.pdus: list[tuple[float, str, bytes]] = []  # to be logged once the phase is over
@@ -1253,7 +1253,7 @@ class _Echo:
         self.wire.ready_at = end = None
         try:
             yield
-            end = self.wire.ready_at  # when the answer was here, which may be before it was our turn
+            end = self.wire.ready_at  # when the answer arrived, which may be before it was our turn
         except EchoError as error:
             end = self.wire.ready_at
             self._explain(error, phase)
@@ -1282,7 +1282,7 @@ class _Echo:
     def expired(self, case: str = "") -> TimedOut:
         message = _no_answer(self.seconds)
         late = time.perf_counter() - self.until
-        if late > 1.0:  # nobody looks at the clock as late as that unless this process did not run
+        if late > 1.0:  # the loop looks at the clock in time, unless this process did not run
             message, case = f"{message}, but this process did not run for {late:.0f} s", "suspended"
         return TimedOut(message, case=case, timeout=self.seconds)
 
@@ -1323,7 +1323,7 @@ class _Association:
         self._peer: Peer | None = None
         self._tls: TLSInfo | None = None
         self._used_at = 0.0
-        self._last_words = b""  # what is due to the peer if we hang up now
+        self._last_words = b""  # the PDU to send if we hang up now, if any
 
     def open(self, echo: _Echo) -> _Waiting[None]:
         """Connect, and request the association: A-ASSOCIATE (PS3.8 7.1)."""
@@ -1349,15 +1349,15 @@ class _Association:
                 self._tls = echo.tls = yield from wire.start_tls(request.tls, request.server_hostname or host)
 
     def resume(self, echo: _Echo) -> str:
-        """Make ready for one more echo; say how the peer has ended the association since the last, "" if it has not."""
+        """Prepare for one more echo; return how the peer has ended the association meanwhile, or "" if it has not."""
         self._take_up(echo)
         try:
-            self._dialogue.next_event()  # the end may have come together with the last answer
+            self._dialogue.next_event()  # the end may have arrived with the last answer
             while (data := self._wire.receive_at_once()) is not None:
                 self._dialogue.receive_data(data)
                 self._dialogue.next_event()
         except EchoError as error:
-            self._hear_the_end(error)
+            self._note_the_end(error)
             how = error.message.replace(" without an answer", "")
             if error.kind == "aborted" or error.message == _RELEASED:
                 how = "A-ABORT" if error.kind == "aborted" else "A-RELEASE-RQ"
@@ -1381,7 +1381,7 @@ class _Association:
             echo.notes.append("only the association was slow: the peer may be doing a reverse DNS lookup of this host")
 
     def release(self, echo: _Echo) -> _Waiting[None]:
-        """A-RELEASE, or A-ABORT if asked for (PS3.8 7.2, 7.3). The verdict stands: trouble becomes a note."""
+        """A-RELEASE, or A-ABORT if asked for (PS3.8 7.2, 7.3). The verdict stands: a failure here becomes a note."""
         echo.seconds = max(0.001, min(_RELEASE_TIMEOUT, echo.until - time.perf_counter()))
         echo.until = self._wire.until = time.perf_counter() + echo.seconds
         try:
@@ -1414,7 +1414,7 @@ class _Association:
         except TimeoutError:
             raise echo.expired("cut off" if self._dialogue.is_cut_off() else "") from None
         except EchoError as error:
-            self._hear_the_end(error)
+            self._note_the_end(error)
             raise
         return event
 
@@ -1423,14 +1423,14 @@ class _Association:
         _trace(echo.pdus, "sent", pdu)
         yield from self._wire.send(pdu)
 
-    def _hear_the_end(self, error: EchoError) -> None:
-        """After an A-RELEASE-RQ an A-RELEASE-RP is due, after any other end nothing."""
+    def _note_the_end(self, error: EchoError) -> None:
+        """Once the peer has ended the association, nothing but the answer to its A-RELEASE-RQ may be sent."""
         if isinstance(error, (Rejected, Aborted, ConnectionLost)):
             self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
 
 
 def _trace(pdus: list[tuple[float, str, bytes]], direction: str, pdu: bytes) -> None:
-    """Keep a PDU for the log if somebody reads it: to format it now would cost the phase that is being timed."""
+    """Keep a PDU for the log, if that is on; formatting it now would add to the phase that is being timed."""
     if _log.isEnabledFor(logging.DEBUG):
         pdus.append((time.time(), direction, _without_secret(pdu)))
 
@@ -1449,15 +1449,15 @@ def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
 
 
 class _Wait(NamedTuple):
-    """What is yielded where others may go on: it waits for a socket, or only for a moment."""
+    """Yielded by a task that waits for a socket, or only until a given time."""
 
     sock: socket.socket | None
     events: int  # of `selectors`
     until: float  # on the clock of `time.perf_counter`
 
 
-# What takes its turn with others: it is sent the time at which its socket was ready, or None if its own is up. What it
-# yields that is no _Wait is an outcome.
+# A task that takes turns with others. It is sent the time at which its socket was ready, or None when `until` has come.
+# Whatever it yields other than a _Wait is an outcome.
 _Waiting = Generator[Any, Optional[float], _T]
 
 
@@ -1471,22 +1471,22 @@ class _Candidate(NamedTuple):
         return _host_port(*self.sockaddr[:2])
 
 
-# Failures of this host, which say nothing of the peer.
+# Errors of this host, which say nothing about the peer.
 _THIS_HOST = {
     errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOBUFS,
     errno.ENOMEM,
 }  # fmt: skip
 
-# A name server that hangs keeps each of its threads for as long as the system cares to wait.
+# Limits the threads that a name server which does not answer can keep waiting.
 _look_ups = threading.BoundedSemaphore(64)
 
 
 class _Wire:
-    """The way to a peer: a socket that is waited for, and the limit on waiting. Raises TimeoutError when it is up."""
+    """The connection to a peer, and when to stop waiting for it: then TimeoutError is raised."""
 
     def __init__(self, sock: socket.socket | None = None) -> None:
         self.until = 0.0  # on the clock of `time.perf_counter`
-        self.ready_at: float | None = None  # when the peer was last heard
+        self.ready_at: float | None = None  # when the socket was last ready
         self.local: str | None = None
         self.remote: str | None = None
         self._socket: Any = sock
@@ -1526,7 +1526,7 @@ class _Wire:
     def _look_up(self, look_up: Callable[..., list[Any]], at_once: bool, *arguments: int) -> _Waiting[list[Any]]:
         """Run a name look-up, which can neither be waited for nor ended, in a thread that is left behind if it hangs.
 
-        The thread's end shows as the end of a stream, which can be waited for as any other.
+        When done, the thread closes its end of a socket pair, which the loop can wait for.
         """
         if at_once:  # nobody has to be asked for the address of an address
             return look_up(*arguments)
@@ -1553,7 +1553,7 @@ class _Wire:
         with ours:
             try:
                 threading.Thread(target=run, name="dicom-echo-resolve", daemon=True).start()
-            except RuntimeError:  # no thread to be had
+            except RuntimeError:  # no thread can be started
                 run()
             yield from self._ready(ours, selectors.EVENT_READ)
         if isinstance(outcome[0], Exception):
@@ -1612,7 +1612,7 @@ class _Wire:
                 yield from self._ready(sock, selectors.EVENT_WRITE, until)
                 if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                     raise OSError(code, os.strerror(code)) from None
-            with contextlib.suppress(OSError):  # some systems do not tell when the peer has gone already
+            with contextlib.suppress(OSError):  # some systems fail here if the peer has already gone
                 self.local = _host_port(*sock.getsockname()[:2])
             self._socket = sock
         finally:
@@ -1625,7 +1625,7 @@ class _Wire:
                 data = data[self._socket.send(data) :]
             except OSError as error:
                 if not (events := _awaited(error, selectors.EVENT_WRITE)):
-                    return  # The peer hung up: what it said before, or that it said nothing, shows in `receive`.
+                    return  # The peer hung up: `receive` shows what it sent before, or that it sent nothing.
                 yield from self._ready(self._socket, events)
 
     def send_at_once(self, data: bytes) -> None:
@@ -1633,7 +1633,7 @@ class _Wire:
             self._socket.send(data)
 
     def receive(self) -> _Waiting[bytes]:
-        """Bytes as they come; none when the peer has closed."""
+        """Bytes as they come; empty when the peer has closed the connection."""
         events = 0 if self._decrypted() else selectors.EVENT_READ
         while True:
             self._acknowledge_at_once()
@@ -1646,7 +1646,7 @@ class _Wire:
                     raise
 
     def receive_at_once(self) -> bytes | None:
-        """Bytes that are here already; none when the peer has closed, None if it is silent."""
+        """Bytes that have already arrived; empty when the peer has closed the connection, None if there are none."""
         try:
             return self._receive()
         except OSError as error:
@@ -1665,7 +1665,7 @@ class _Wire:
             raise ConnectionLost("reset by the peer", detail=_reason(error)) from None
 
     def _decrypted(self) -> bool:
-        """Whether TLS has taken data from the socket that nobody has read yet."""
+        """Whether TLS holds data that it has taken from the socket and that has not been read yet."""
         return hasattr(self._socket, "pending") and self._socket.pending() > 0
 
     def _acknowledge_at_once(self) -> None:
@@ -1680,15 +1680,15 @@ class _Wire:
     def hang_up(self) -> None:
         """End the connection; whoever waits for it is woken up, and closes it."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # SSLSocket's breaks off TLS, too
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not SSLSocket's, which drops its TLS state
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
 
     def start_tls(self, context: ssl.SSLContext, name: str) -> _Waiting[TLSInfo]:
-        """Secure the connection (PS3.15 B.12), and check whom it is with."""
-        # Names in certificates, and SNI (RFC 6066 3), have no dot at their end; a zone means something only here.
+        """Secure the connection (PS3.15 B.12) and verify the peer."""
+        # Names in certificates, and SNI (RFC 6066 3), have no trailing dot; a zone has a meaning only on this host.
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _certificate(secured)
@@ -1703,10 +1703,10 @@ class _Wire:
         )
 
     def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
-        """The TLS handshake, as a client by ``server_hostname`` or with ``server_side``."""
+        """The TLS handshake: as a client with ``server_hostname``, as a server with ``server_side``."""
         try:
             secured = context.wrap_socket(self._socket, do_handshake_on_connect=False, **side)
-            self._socket = secured  # which has taken the plain one's place
+            self._socket = secured  # the plain one is detached
             while True:
                 try:
                     secured.do_handshake()
@@ -1725,7 +1725,7 @@ class _Wire:
 
 
 def _awaited(error: OSError, events: int) -> int:
-    """What a socket has to be waited for; 0 if it failed. (The ssl module, with two such errors, may not be loaded.)"""
+    """The event to wait for before trying again; 0 if the socket failed. By name: ssl may not have been imported."""
     if isinstance(error, BlockingIOError):
         return events
     name = type(error).__name__
@@ -1733,10 +1733,10 @@ def _awaited(error: OSError, events: int) -> int:
 
 
 class _OwnTLS(NamedTuple):
-    """What is known of a context that the command made itself, and cannot be asked of one; see `_tls_context`."""
+    """What an SSLContext cannot be asked; known if the command made it itself, see `_tls_context`."""
 
     has_certificate: bool
-    checks_names: bool  # ours to check, after the handshake: OpenSSL would not tell which names there are
+    checks_names: bool  # by `_check_names`: OpenSSL would not tell which names there are
 
 
 def _own_tls(context: ssl.SSLContext | None) -> _OwnTLS | None:
@@ -1775,7 +1775,7 @@ _ALERTS_ON_OUR_CERTIFICATE = {
     "UNSUPPORTED_CERTIFICATE": "the peer does not support our certificate",
 }
 
-# What else OpenSSL may say, in the order in which it is looked for; a part of its words is enough.
+# Other messages of OpenSSL, by a part of their text, in the order in which they are tried.
 _TLS_FAILURES = {
     "CERTIFICATE_REQUIRED": "the peer wants a client certificate",
     "ALERT_NO_CERTIFICATE": "the peer wants a client certificate",
@@ -1840,9 +1840,9 @@ def _tls_failed(error: Exception, context: ssl.SSLContext | None) -> TLSFailed:
 
 
 def _check_names(secured: ssl.SSLSocket) -> None:
-    """Hold the verified certificate of the peer to the name that it is asked by (RFC 9525 6.3, RFC 5280 4.2.1.6).
+    """Check that the peer's verified certificate is for the expected name (RFC 9525 6.3, RFC 5280 4.2.1.6).
 
-    For an application's context OpenSSL does it, which ends the handshake on a mismatch and keeps the names to itself.
+    For an application's context OpenSSL does it, which ends the handshake on a mismatch without telling the names.
     """
     own = _own_tls(secured.context)
     if own is None or not own.checks_names:
@@ -1873,7 +1873,7 @@ def _check_names(secured: ssl.SSLSocket) -> None:
 
 
 class _Certificate(NamedTuple):
-    """What a certificate says of itself (RFC 5280 4.1), as far as it can be read."""
+    """The fields of a certificate that are shown (RFC 5280 4.1), as far as they can be read."""
 
     subject: str = ""
     issuer: str = ""
@@ -1885,7 +1885,7 @@ def _certificate(secured: ssl.SSLSocket) -> _Certificate:
     """Read the peer's certificate. The ssl module does it only for one that it has verified, so not with -k."""
     try:
         return _decode_certificate(secured.getpeercert(binary_form=True) or b"")
-    except (ValueError, IndexError):  # OpenSSL takes what we cannot read: so be it
+    except (ValueError, IndexError):  # OpenSSL has accepted it: that we cannot read it is no failure
         return _Certificate()
 
 
@@ -1904,7 +1904,7 @@ def _decode_certificate(data: bytes) -> _Certificate:
                 names = [
                     value.decode("latin-1") if tag == 0x82 else str(ip_address(value))
                     for tag, value in _der(_der(content)[0][1])
-                    if tag in (0x82, 0x87)  # DNS names and IP addresses; the rest is nothing that an echo asks for
+                    if tag in (0x82, 0x87)  # DNS names and IP addresses: an echo uses no others
                 ] or names
     return _Certificate(
         ", ".join(f"{kind}={value}" for kind, value in subject_parts),
@@ -1930,7 +1930,7 @@ def _der(data: bytes) -> list[tuple[int, bytes]]:
     return elements
 
 
-# RFC 4514 3, and 2.5.4.5 and e-mail as OpenSSL has them
+# RFC 4514 3, and two more as OpenSSL names them
 _NAME_PARTS = {
     "550403": "CN", "550405": "serialNumber", "550406": "C", "550407": "L", "550408": "ST", "55040a": "O",
     "55040b": "OU", "0992268993f22c640119": "DC", "2a864886f70d010901": "emailAddress",
@@ -2004,7 +2004,7 @@ _CONTEXT_RESULTS = {
     4: "transfer syntaxes not supported",
 }
 
-# How other protocols begin when they meet an A-ASSOCIATE-RQ.
+# The first bytes with which other protocols answer an A-ASSOCIATE-RQ.
 _FINGERPRINTS = {
     b"HTTP/": "HTTP",
     b"<": "HTML or XML",
@@ -2037,12 +2037,12 @@ class _Dialogue:
     """One association as its requestor sees it (PS3.8 9.2): bytes in, events out, no I/O.
 
     An event is what a phase ends with if all goes well: `_Accepted`, `_Answered`, and True for the release. Between
-    two echoes any event is the end of the association, and raised.
+    two echoes the peer can only end the association, which raises an `EchoError`.
     """
 
     def __init__(self, request: _Request) -> None:
         self._request = request
-        self.trace: Callable[[bytes], None] = lambda _pdu: None  # is shown each PDU as it was received
+        self.trace: Callable[[bytes], None] = lambda _pdu: None  # called with each PDU received
         self._phase = Phase.associate
         self._message_id: int | None = None  # of the request that has no answer yet
         self._peer_max_pdu = 0
@@ -2066,12 +2066,12 @@ class _Dialogue:
         return _RELEASE_RQ
 
     def receive_data(self, data: bytes) -> None:
-        """Take what came from the peer; nothing means that it has closed."""
+        """Take data from the peer; empty means that it has closed the connection."""
         self._buffer += data
         self._closed = not data
 
     def next_event(self) -> _Accepted | _Answered | bool | None:
-        """What has happened, or None until more data are here. Raises an `EchoError`; anything else is a bug."""
+        """The next event, or None if more data is needed. Raises an `EchoError`; anything else is a bug."""
         while pdu := self._next_pdu():
             self.trace(pdu)
             move = self._MOVES.get((self._phase, pdu[0]))
@@ -2084,13 +2084,13 @@ class _Dialogue:
         raise ConnectionLost("the answer was cut off" if self.is_cut_off() else "closed by the peer without an answer")
 
     def is_cut_off(self) -> bool:
-        """Whether an answer has begun but is not whole; raises `ProtocolError` if it is no DICOM."""
+        """Whether an answer has begun but is incomplete; raises `ProtocolError` if it is not DICOM."""
         if self._buffer:
             self._check_type()
         return bool(self._buffer or (self._command and self._phase == Phase.echo))
 
     def _next_pdu(self) -> bytes | None:
-        """Cut a whole PDU off (PS3.8 9.3.1): first the type, then the length, only then its bytes."""
+        """Take a whole PDU from the buffer (PS3.8 9.3.1); its type and length are checked before its bytes are here."""
         if len(self._buffer) < 6:
             return None
         self._check_type()
@@ -2105,7 +2105,7 @@ class _Dialogue:
         return pdu
 
     def _check_type(self) -> None:
-        """Tell by its first byte that the answer is no DICOM, and by a few more what it is instead."""
+        """Raise if the first byte shows that the answer is not DICOM; the next ones may show what it is instead."""
         if self._buffer[0] in _PDU_NAMES:
             return
         start = bytes(self._buffer[:16])
@@ -2223,7 +2223,7 @@ class _Dialogue:
         (Phase.echo, 5): _on_release,
         (Phase.echo, 7): _on_abort,
         (Phase.release, 4): lambda *_: None,  # sent before our A-RELEASE-RQ arrived
-        (Phase.release, 5): lambda *_: True,  # both ask at once, which ends it all the same (PS3.8 9.2.3, Sta9)
+        (Phase.release, 5): lambda *_: True,  # both sides ask at once, which also ends it (PS3.8 9.2.3, Sta9)
         (Phase.release, 6): lambda *_: True,
         (Phase.release, 7): _on_abort,
     }
@@ -2231,8 +2231,8 @@ class _Dialogue:
 
 # -- 9. codec ----------------------------------------------------------------------------------------------------------
 
-# pynetdicom encodes what we send. What we receive is read here: its decoder, and pydicom's, check what the standard
-# says is to be ignored, and decide by asserts, warnings and settings of the process.
+# pynetdicom encodes what we send. What we receive is decoded here: its decoder, and pydicom's, check what the standard
+# says to ignore, and depend on asserts, warnings and settings of the process.
 
 
 _Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
@@ -2248,22 +2248,22 @@ _LEAN = {
     *("pynetdicom.dimse_primitives", "pynetdicom.dsutils", "pynetdicom.pdu", "pynetdicom.pdu_items"),
     *("pynetdicom.pdu_primitives", "pynetdicom.presentation", "pynetdicom.utils"),
 }
-_lean_modules: dict[str, Any] = {}  # they, and the stand-ins for others: out of sys.modules between two encodings
+_lean_modules: dict[str, Any] = {}  # these, and the stand-ins for others; not in sys.modules between two encodings
 _own_process = False  # _command() sets it: no other code runs here that could import pydicom meanwhile
 
 
 def _lean_import(encode: _Encoder) -> _Encoder:
-    """Let ENCODE import of pynetdicom and pydicom only what it needs, where the process is ours.
+    """Where the process is ours, let ENCODE import only those modules of pynetdicom and pydicom that it needs.
 
-    In place of every other module of theirs stands an empty one. Its names can be imported, but using one raises, and
-    then ENCODE runs again with everything imported as usual. So another release of pydicom may cost time, but it does
-    not change a byte. sys.modules is afterwards as it was: `import pydicom` gives the whole package, to -d for example.
+    Stand-ins replace all their other modules: names can be imported from them, but using one raises, and then ENCODE
+    runs again with everything imported as usual. So another release of pydicom may cost time, but it does not change a
+    byte. sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
     """
 
     @functools.wraps(encode)
     def encoded(*arguments: Any, **named: Any) -> Any:
         global _own_process
-        if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to be saved
+        if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to save
             return encode(*arguments, **named)
         logging.getLogger("pynetdicom").addHandler(logging.NullHandler())  # as its __init__.py does
         finder = _LeanFinder()
@@ -2271,7 +2271,7 @@ def _lean_import(encode: _Encoder) -> _Encoder:
         sys.modules.update(_lean_modules)
         try:
             return encode(*arguments, **named)
-        except Exception:  # any, since a stand-in's refusal may be caught on the way and lead to another
+        except Exception:  # any: what a stand-in raises may be caught on the way and lead to another error
             _own_process = False
         finally:
             sys.meta_path.remove(finder)
@@ -2283,7 +2283,7 @@ def _lean_import(encode: _Encoder) -> _Encoder:
 
 
 class _LeanFinder:
-    """Finds stand-ins for modules that are not in _LEAN; and no numpy, which pydicom imports where it is installed."""
+    """Finds stand-ins for modules that are not in _LEAN, and hides numpy, which pydicom imports if it is installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name == "numpy":
@@ -2317,13 +2317,12 @@ class _StandIn(type):
     __call__ = __bool__ = __iter__ = __len__ = __contains__ = __instancecheck__ = __subclasscheck__ = _refuse
 
     def values(cls) -> tuple[()]:
-        """Of a table of SOP classes: pynetdicom.presentation makes a context for each when it is imported."""
+        """No SOP classes: pynetdicom.presentation makes a context for each in a table when it is imported."""
         return ()
 
 
-_codec_lock = (
-    threading.Lock()
-)  # pynetdicom's modules import each other in circles, which threads must not enter together
+# pynetdicom's modules import each other in circles, which threads must not enter together.
+_codec_lock = threading.Lock()
 
 
 def _load_codec() -> None:
@@ -2363,7 +2362,7 @@ def _encode_associate_rq(
 @functools.lru_cache(maxsize=64)
 @_lean_import
 def _encode_associate_rq_once(max_pdu: int, transfer_syntaxes: tuple[str, ...], identity: Identity | None) -> bytes:
-    """The requests of a fleet differ in nothing but the AE titles."""
+    """The requests of a fleet differ only in the AE titles."""
     from pynetdicom import pdu_primitives as primitives
     from pynetdicom.pdu import A_ASSOCIATE_RQ
     from pynetdicom.presentation import build_context
@@ -2421,7 +2420,7 @@ def _encode_c_echo_rq(message_id: int, peer_max_pdu: int) -> bytes:
 
 
 def _encode_c_echo(kind: str, message_id: int, context_id: int, peer_max_pdu: int) -> bytes:
-    """C-ECHO-RQ, or C-ECHO-RSP with Success, in as many P-DATA-TF PDUs as the peer's maximum length asks for.
+    """C-ECHO-RQ, or C-ECHO-RSP with Success, in as many P-DATA-TF PDUs as the peer's maximum length requires.
 
     (PS3.7 9.3.5, PS3.8 D.1)
     """
@@ -2435,12 +2434,12 @@ def _encode_c_echo(kind: str, message_id: int, context_id: int, peer_max_pdu: in
 @functools.lru_cache(maxsize=64)
 @_lean_import
 def _encode_c_echo_once(kind: str, context_id: int, peer_max_pdu: int) -> tuple[bytes, list[int]]:
-    """The messages of a campaign differ in the message ID: one of them, and where in it the two bytes stand."""
+    """The messages of a campaign differ only in the message ID: return one, and the positions of the ID in it."""
     from pynetdicom import dimse_messages
     from pynetdicom.dimse_primitives import C_ECHO
     from pynetdicom.pdu import P_DATA_TF
 
-    # A PDU is at least a header of six bytes and a fragment of two, which have an even length (PS3.8 E.2).
+    # A PDU holds at least a header of six bytes and two of a fragment, whose length is even (PS3.8 E.2).
     limit = max(peer_max_pdu & ~1, 8) if peer_max_pdu else 0
     encoded = []
     for message_id in (0x0000, 0xFFFF):
@@ -2515,7 +2514,7 @@ def _items(data: bytes, what: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(value: bytes | None) -> str | None:
-    """A text of the peer's; PS3.5 6.2 has at most 64 characters for such, and results are kept."""
+    """A peer's text without padding. It is cut, since results are kept; PS3.5 6.2 allows it 64 characters at most."""
     return None if value is None else value[:256].decode("latin-1").strip(" \0") + "…" * (len(value) > 256)
 
 
@@ -2600,7 +2599,7 @@ _ITEM_NAMES = {
 
 
 def _describe_pdu(pdu: bytes) -> str:
-    """A PDU in words, as far as it can be read; the hex dump beside it says it all."""
+    """A PDU in words, as far as it can be read; the hex dump below it is complete."""
     lines: list[str] = []
     with contextlib.suppress(ProtocolError, IndexError):
         if pdu[0] in (1, 2):
@@ -2637,7 +2636,7 @@ def _describe_items(data: bytes, indent: str = "") -> Iterator[str]:
 
 
 def _without_secret(pdu: bytes) -> bytes:
-    """An association request or its answer with zeros for the user identity, which is for no log."""
+    """A PDU with zeros in place of a user identity, which must not be logged."""
     place = 74 if pdu[0] in (1, 2) else len(pdu)
     while place < len(pdu):
         kind, length = pdu[place], int.from_bytes(pdu[place + 2 : place + 4], "big")
@@ -2663,10 +2662,10 @@ def _hexdump(data: bytes) -> str:
 def _take_turns(
     tasks: Iterable[_Waiting[None]], at_once: int, stop: socket.socket | None = None
 ) -> Generator[Any, None, None]:
-    """Run tasks, so many at once, and yield their outcomes; this is the only place where anything is waited for.
+    """Run up to ``at_once`` tasks in turn and yield their outcomes; all waiting is done here.
 
-    Sockets are looked at after each step, so that the time of an answer is known even where its turn comes later. A
-    generator that a task yields is one more task. A byte on ``stop`` closes all tasks.
+    Sockets are polled after each step, so that the time of an answer is known even if its task's turn comes later. A
+    generator that a task yields becomes one more task. A byte on ``stop`` closes all tasks.
     """
     todo, fresh = iter(tasks), True
     turns = deque[tuple[_Waiting[None], Optional[float]]]()
@@ -2709,7 +2708,7 @@ def _take_turns(
                 pause = 0.0 if busy or not deadlines else max(0.0, deadlines[0][0] - time.perf_counter())
                 if selector.get_map():
                     ready = selector.select(pause)
-                else:  # nothing but time to wait for, which Windows' select does not take
+                else:  # only time to wait for: Windows' select fails without a socket
                     if pause:
                         time.sleep(pause)
                     ready = []
@@ -2733,7 +2732,7 @@ def _take_turns(
 
 
 def _selector(at_once: int) -> selectors.BaseSelector:
-    """The best for many sockets; for one, or where no descriptor is to be had, one that needs none of its own."""
+    """The best one for many sockets; for a single one, or if descriptors run out, one that needs no descriptor."""
     if at_once > 1:
         with contextlib.suppress(OSError):
             return selectors.DefaultSelector()
@@ -2746,7 +2745,7 @@ def _alone(task: _Waiting[_T]) -> _Waiting[None]:
 
 
 class _Stream:
-    """Outcomes of tasks that take turns in a thread of their own, so that whoever reads them may take his time."""
+    """Outcomes of tasks that take turns in a thread of their own, so that a slow reader does not delay them."""
 
     def __init__(self, tasks: Iterable[_Waiting[None]], at_once: int) -> None:
         import queue
@@ -2763,7 +2762,7 @@ class _Stream:
                 self._ours, theirs = map(stack.enter_context, socket.socketpair())
                 thread = threading.Thread(target=self._run, args=(theirs,), name="dicom-echo", daemon=True)
                 thread.start()
-            except (OSError, RuntimeError):  # no descriptors, or no thread to be had: do without
+            except (OSError, RuntimeError):  # no descriptors, or no thread can be started: do without
                 with contextlib.closing(_take_turns(self._tasks, self._at_once, theirs)) as outcomes:
                     yield from itertools.takewhile(lambda _: self._outcomes.empty(), outcomes)
                 return
@@ -2771,7 +2770,7 @@ class _Stream:
                 yield from self._read(idle)
             finally:
                 self.end()
-                if not sys.is_finalizing():  # where a thread ends no more, but stops wherever it is
+                if not sys.is_finalizing():  # when a thread does not end any more, but stops wherever it is
                     thread.join()
 
     def _read(self, idle: Callable[[], None]) -> Iterator[Any]:
@@ -2779,7 +2778,7 @@ class _Stream:
 
         due = time.monotonic() + 1.0
         while True:
-            try:  # to wait for ever would keep Ctrl-C back on Windows
+            try:  # on Windows, Ctrl-C does not end a wait without a timeout
                 outcome = self._outcomes.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 idle()
@@ -2801,7 +2800,7 @@ class _Stream:
             self._outcomes.put(None)
 
     def end(self) -> None:
-        """End the stream; made to be called by a signal handler, from any thread, and more than once."""
+        """End the stream; safe to call from a signal handler, from any thread, and more than once."""
         self._outcomes.put(None)
         if self._ours:
             with contextlib.suppress(OSError):
@@ -2849,7 +2848,7 @@ class _Statistics:
         self.first: EchoResult | None = None
         self.last: EchoResult | None = None
         self.last_failure: EchoResult | None = None
-        self.recent: deque[float] = deque(maxlen=60)  # for the picture of a run
+        self.recent: deque[float] = deque(maxlen=60)  # drawn below the statistics
 
     def add(self, result: EchoResult) -> None:
         self.sent += 1
@@ -2890,10 +2889,10 @@ class _Statistics:
 
     @property
     def verdict(self) -> EchoResult:
-        """What stands for all echoes to a target: the last that failed, if any."""
+        """The result that counts for a target: its last failure or, if there is none, its last echo."""
         verdict = self.last if self.last_failure is None else self.last_failure
         if verdict is None:
-            raise AssertionError("nothing stands for no echo at all")
+            raise AssertionError("no echo has been added")
         return verdict
 
 
@@ -2932,12 +2931,12 @@ def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> _Stream:
 
 
 def _by_endpoint(requests: Iterable[_Request], ask: Callable[[_Request], _Waiting[None]]) -> Iterator[_Waiting[None]]:
-    """Tasks that ask in turn those with the same host and port, which may well be one machine with few associations."""
+    """A task for each host and port, which asks its targets in turn: a peer may allow few associations at a time."""
     groups: dict[object, list[_Request]] = {}
     for request in requests:
         groups.setdefault((request.address.host.casefold(), request.port), []).append(request)
     if len(groups) > 1:
-        _load_codec()  # now: later, it would keep those waiting who have been asked
+        _load_codec()  # now: later, it would delay the echoes under way
 
     def in_turn(group: list[_Request]) -> _Waiting[None]:
         for request in group:
@@ -2969,9 +2968,9 @@ def _message_ids(first: int) -> Iterator[int]:
 
 
 def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
-    """For each round whether it is the last, and what to wait for before it: a grid, so that rounds do not drift.
+    """For each round, whether it is the last, and the wait before it. Rounds start on a grid and so do not drift.
 
-    Slots that a slow echo has missed are left out, not made up for.
+    Slots that a slow echo has missed are skipped, not made up for.
     """
     start, slot = time.perf_counter(), 0
     for number in itertools.count() if plan.count == 0 else range(plan.count):
@@ -2982,7 +2981,7 @@ def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
 
 
 def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[None]:
-    """Try again, ever more slowly, until Success or until the time is up; the last try counts."""
+    """Retry at growing intervals until Success or until the time is up; the last try is the result."""
     end, delay, shortest = time.perf_counter() + seconds, 0.2, 0.2
     yield _Begun(request)
     tries = 0
@@ -3035,12 +3034,12 @@ def _over_one_association(request: _Request, ids: Iterator[int], plan: _Plan) ->
 
 # -- 12. reports -------------------------------------------------------------------------------------------------------
 
-# A report is a generator that takes the echoes as they come, gives the lines to print, and prints nothing itself.
-# An interruption is no more than an early end of the echoes.
+# A report is a generator that takes the echoes as they come and yields the lines to print; it prints nothing itself.
+# To a report, an interruption is an early end of the echoes.
 
 
 class _Style(NamedTuple):
-    """What the stream that a text goes to can show, and how much is wanted."""
+    """What the output stream can show, and how much detail is wanted."""
 
     colour: bool = False
     symbols: bool = True
@@ -3065,7 +3064,7 @@ class _Style(NamedTuple):
         yield label + self.paint(colour, line)
 
     def cut(self, text: str, columns: int) -> str:
-        """A text without what is too much for so many columns."""
+        """Cut a text to a number of columns."""
         if _columns(text) > columns:
             while text and _columns(text) >= columns:
                 text = text[:-1]
@@ -3081,7 +3080,7 @@ _COLOURS = {"ok": "32", "failed": "31"}
 
 
 def _no_text(tally: _Tally) -> Iterator[str]:
-    """Nothing at all: the exit code tells."""
+    """Nothing: the exit code tells the result."""
     for _ in tally:
         yield from ()
 
@@ -3128,10 +3127,10 @@ def _answer(result: EchoResult) -> str:
 
 
 def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Iterator[str]:
-    """Text on many targets: a row for each as it finishes, then the failures once more, whole, then totals."""
+    """Text on many targets: a row for each as it finishes, then the failures again in full, then totals."""
     names = {target: (target.target, _printable(target.label or "")) for target in tally.targets}
     widths = [max(map(_columns, column)) for column in zip(*names.values())]
-    if style.width is not None:  # a row is one line: first the labels give way, then the addresses
+    if style.width is not None:  # a row is one line: first the labels are cut, then the addresses
         room = style.width - _columns(f"{style.symbol('failed')} ") - (44 if repeated else 16)  # times, gaps
         widths[0] = min(widths[0], max(room, 8))
         room -= widths[0] + len("  Connection lost")
@@ -3148,7 +3147,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         verdict = statistics.verdict
         colour, words = "ok" if verdict.ok else "failed", _verdict(verdict)
         start = f"{name(target)}  {_times(statistics, repeated)}  {style.symbol(colour)} "
-        if style.width is not None:  # the failures stand below once more, whole
+        if style.width is not None:  # failures are repeated below in full
             words = words if _columns(start + words) <= style.width else words.partition(":")[0]
             start, words = style.cut(start, style.width), style.cut(words, style.width - _columns(start))
         return start + style.paint(colour, words)
@@ -3180,7 +3179,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             result = tally.of[target].verdict
             yield from _headline(f"{target.target}{label}: ", result, style)
             yield from _circumstances(result, style)
-            yield from _notes(result, style)  # such as what the peer has to say about its refusal
+            yield from _notes(result, style)  # such as the peer's own comment on a failure
         yield ""
     kinds = sorted(tally.total.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
     what = ("echo" if tally.total.sent == 1 else "echoes") if repeated else (
@@ -3232,7 +3231,7 @@ def _headline(label: str, result: EchoResult, style: _Style) -> Iterator[str]:
 
 
 def _circumstances(result: EchoResult, style: _Style) -> Iterator[str]:
-    """Where it went wrong, in which terms, and what to do."""
+    """Where it went wrong, the detail in the standard's terms, and the hint."""
     if result.ok:
         return
     host, detail = result.address.host, result.error.detail if result.error else ""
@@ -3259,7 +3258,7 @@ def _details(result: EchoResult, style: _Style) -> Iterator[str]:
 
 
 def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
-    """A row for each phase: how long it took, and a bar where it lies in the whole."""
+    """A row for each phase: its time, and a bar that shows its share and place in the whole."""
     columns = max(8, min(40, (style.width or 80) - 28))
     scale = columns / (sum(result.timings.values()) or 1.0)
     start = 0.0
@@ -3272,7 +3271,7 @@ def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
 
 
 def _particulars(result: EchoResult, style: _Style) -> Iterator[str]:
-    """What was really used, and what the peer said of itself."""
+    """The addresses and titles really used, and what the peer reported about itself."""
     rows: list[tuple[str, str]] = []
     if result.local:
         rows.append(("from", f"{result.calling_ae_title} at {result.local}"))
@@ -3337,11 +3336,11 @@ class _State(enum.IntEnum):
     UNKNOWN = 3
 
 
-_RANK = [_State.OK, _State.WARNING, _State.UNKNOWN, _State.CRITICAL]  # of several, the last is told first
+_RANK = [_State.OK, _State.WARNING, _State.UNKNOWN, _State.CRITICAL]  # from the mildest to the worst
 
 
 class _Thresholds(NamedTuple):
-    """Above how many milliseconds an echo, and below how many days a certificate, is worth an alarm."""
+    """Limits for alarms: milliseconds that an echo takes, days until the certificate expires."""
 
     warning: float | None = None
     critical: float | None = None
@@ -3349,7 +3348,7 @@ class _Thresholds(NamedTuple):
     critical_cert: float | None = None
 
     def judge(self, statistics: _Statistics) -> tuple[_State, str]:
-        """The state, and what makes it so where that is neither the verdict nor the time."""
+        """The state, and its reason where that is neither the verdict nor the time."""
         verdict = statistics.verdict
         if not verdict.ok:
             own = verdict.error and (verdict.error._case in ("this host", "suspended"))
@@ -3379,7 +3378,7 @@ def _nagios_state(tally: _Tally, thresholds: _Thresholds) -> _State:
 
 
 def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
-    """The Monitoring Plugins guidelines: one line on one target; of several, the worst first on further lines."""
+    """The Monitoring Plugins guidelines: one line for one target; for several, a line each follows, the worst first."""
     for _ in tally:
         pass
     if tally.interrupted:
@@ -3420,7 +3419,7 @@ def _plugin_text(target: _Request, statistics: _Statistics, why: str) -> str:
 
 
 def _plugin_line(text: str) -> str:
-    """One line; a bar would begin the performance data."""
+    """One line, without the vertical bar that begins the performance data."""
     return _printable(text).replace("|", "/")
 
 
@@ -3440,12 +3439,12 @@ def _performance(name: str, statistics: _Statistics, target: _Request, threshold
 
 
 def _decimal(number: float) -> str:
-    """A number without an exponent, which the guidelines do not know."""
+    """A number without an exponent, which the guidelines do not allow."""
     return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 def _unique(name: str, used: set[str]) -> str:
-    """A name for a graph, which has one line for a name."""
+    """A label for performance data, numbered if it is already used."""
     plain = re.sub("['=|]", "_", _printable(name))
     numbered = (f"{plain} {number}" for number in itertools.count(2))
     label = plain if plain not in used else next(each for each in numbered if each not in used)
@@ -3457,7 +3456,7 @@ def _prometheus(tally: _Tally) -> Iterator[str]:
     """The Prometheus text format, for the textfile collector of a node exporter."""
     for _ in tally:
         pass
-    if tally.interrupted:  # series that end look like targets that are gone
+    if tally.interrupted:  # missing series would look like targets that are gone
         return
     # A target listed twice has one series.
     results = {_labels(tally.of[target].verdict): tally.of[target].verdict for target in tally.targets}
@@ -3622,7 +3621,7 @@ class _OtherEnd(_Stream):
             yield visit
 
     def _limit(self, seconds: float) -> _Waiting[None]:
-        """End the stream if no echo has been answered by then."""
+        """End the stream if no echo has been answered within this time."""
         if seconds < math.inf:
             yield _Wait(None, 0, time.perf_counter() + seconds)
             if not self.answered:
@@ -3681,7 +3680,7 @@ class _OtherEnd(_Stream):
         return 0 < self._count <= self.answered
 
     def _converse(self, visit: _Visit, wire: _Wire) -> _Waiting[str]:
-        """Answer the requests of a caller; gives how the association ended."""
+        """Answer the requests of a caller; return how the association ended."""
         caller = _Caller(wire)
         wire.until = time.perf_counter() + _CALL_SECONDS
         if self._tls:
@@ -3711,7 +3710,7 @@ class _OtherEnd(_Stream):
             self.answered += 1
 
     def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
-        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21), if one is due."""
+        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected."""
         if not request[7] & 1:
             return 2, 2
         if self._called and visit.called != self._called:
@@ -3732,7 +3731,7 @@ class _OtherEnd(_Stream):
 
 
 class _Caller:
-    """Reads what a caller sends, no further than is due."""
+    """Reads what a caller sends, and nothing that it may not send yet."""
 
     def __init__(self, wire: _Wire) -> None:
         self._wire, self._buffer = wire, bytearray()
@@ -3744,14 +3743,14 @@ class _Caller:
                 raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if self._buffer else ''}")
             self._buffer += data
 
-    def receive_pdu(self, room: int, *due: int) -> _Waiting[bytes]:
-        """A whole PDU of one of the types that are due: first its type is looked at, then its length."""
+    def receive_pdu(self, room: int, *types: int) -> _Waiting[bytes]:
+        """A whole PDU of one of the expected types; its type is checked first, then its length."""
         yield from self._receive(6)
         start, size = bytes(self._buffer[:6]), 6 + int.from_bytes(self._buffer[2:6], "big")
         if start.startswith(b"\x16\x03"):
             raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
-        if start[0] not in due:
-            expected = " or ".join(_PDU_NAMES[kind] for kind in due)
+        if start[0] not in types:
+            expected = " or ".join(_PDU_NAMES[kind] for kind in types)
             raise ProtocolError(f"received {_PDU_NAMES.get(start[0], str(start)[2:-1])}, expected {expected}")
         if size > room:
             raise ProtocolError(f"received {_PDU_NAMES[start[0]]} of {size} bytes, expected no more than {room}")
@@ -3761,7 +3760,7 @@ class _Caller:
         return pdu
 
     def receive_request(self) -> _Waiting[tuple[int, int, int]]:
-        """The type of the PDU: A-RELEASE-RQ, A-ABORT, or P-DATA-TF with a C-ECHO-RQ, its context and its message ID."""
+        """The PDU type of the next request, and the presentation context and message ID of a C-ECHO-RQ, otherwise 0."""
         data, room = b"", _MAX_REQUEST_LENGTH
         while True:
             pdu = yield from self.receive_pdu(room, 4, 5, 7)
@@ -3814,7 +3813,7 @@ def _listen(
     count: int = 0,
     wait: float = math.inf,
 ) -> Iterator[_OtherEnd]:
-    """The other end, while it listens; of several addresses, those that this host has count."""
+    """The other end, while it listens; of several addresses, those that this host does not have are skipped."""
     global _own_process
     _own_process = False  # a thread of ours encodes, too
     _load_codec()
@@ -3887,11 +3886,11 @@ def _unknown(why: str) -> int:
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """A text without what the stream cannot encode; the stream's own settings are left as they are."""
+    """A text with what the stream cannot encode escaped; the stream's own settings are not changed."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
-    except LookupError:  # an application's stream may have made one up
+    except LookupError:  # an application's stream may name an unknown one
         return text.encode("ascii", "backslashreplace").decode()
 
 
@@ -3953,7 +3952,7 @@ def _parser() -> Any:
     import shutil
 
     class Parser(argparse.ArgumentParser):
-        """Ends with one line, where argparse would print the whole usage before it."""
+        """Reports an error in one line; argparse itself would print the usage before it."""
 
         def error(self, message: str, *further: str) -> NoReturn:
             if self.get_default("for_nagios"):
@@ -3962,7 +3961,7 @@ def _parser() -> Any:
             raise SystemExit(_USAGE_ERROR)
 
     class Help(argparse.Action):
-        """One screen, or everything; argparse's own would not tell that it cannot be written."""
+        """One screen, or everything; argparse's own action would ignore an error when printing."""
 
         def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
             print(_short_help() if self.option_strings == ["-h"] else parser.format_help().rstrip())
@@ -4255,7 +4254,7 @@ _PARTIAL_CHAIN = 0x80000  # ssl.VERIFY_X509_PARTIAL_CHAIN, which Python 3.9 has 
 
 
 def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
-    """TLS as PS3.15 B.12 wants it (BCP 195): 1.2 or later, the peer verified unless told otherwise.
+    """TLS as PS3.15 B.12 requires it (BCP 195): 1.2 or later, the peer verified unless told otherwise.
 
     Everything is set here, and nothing left to `ssl.create_default_context`, whose settings differ between Pythons.
     """
@@ -4263,7 +4262,7 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if args.listen else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A CA or the peer's own certificate is an anchor, whether it is self-signed or not; no more than that is lenient.
+    # A CA certificate or the peer's own is a trust anchor, even if it is not self-signed; nothing else is relaxed.
     context.verify_flags = ssl.VerifyFlags(ssl.VERIFY_X509_TRUSTED_FIRST | _PARTIAL_CHAIN)
     context.set_ciphers(_CIPHERS)
     if args.ciphers is not None:
@@ -4310,7 +4309,7 @@ def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
 
 
 def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: bytes | None) -> None:
-    """Load the client certificate and its key. OpenSSL has no words for most of what may be wrong: find out."""
+    """Load the client certificate and its key. OpenSSL does not say what is wrong in most cases: find out."""
     import ssl
 
     encrypted = False
@@ -4329,7 +4328,7 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: by
         return
     except ssl.SSLError as error:
         reason = error.reason or ""
-    except OSError as error:  # which does not say of which file
+    except OSError as error:  # which does not name the file
         file = key if os.access(cert, os.R_OK) and not os.path.isdir(cert) else cert
         raise ValueError(f"cannot use {file}: {_reason(error)}") from None
     if "KEY_TOO_SMALL" in reason:
@@ -4350,13 +4349,13 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: by
 
 
 def _has_pem(file: Any, what: str) -> bool:
-    """Whether a file has something in it that says it is a certificate, or a key, in PEM (RFC 7468)."""
+    """Whether a file contains the PEM header of a certificate or key (RFC 7468)."""
     with open(file, "rb") as stream:
         return re.search(rb"-----BEGIN [A-Z0-9 ]*" + what.encode() + b"-----", stream.read()) is not None
 
 
 def _identity(args: argparse.Namespace) -> Identity | None:
-    """The user identity, whose secrets are read from files or the environment: a command line is no secret."""
+    """The user identity; its secrets come from files or the environment, since others can see a command line."""
     if args.user:
         password = os.environ.get("DICOM_ECHO_PASSWORD")
         if args.password_file:
@@ -4378,7 +4377,7 @@ def _secret(file: str) -> bytes:
 
 
 def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
-    """All peers of the command line and of the files; all that is wrong with them at once."""
+    """All peers of the command line and the files; raises one error for all that is wrong with them."""
     named: list[tuple[str, str, str | None]] = [("argument HOST", host, None) for host in args.hosts]
     wrong: list[str] = []
     for file in args.targets:
@@ -4398,7 +4397,7 @@ def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
 
 
 def _read_targets(file: str, wrong: list[str]) -> list[tuple[str, str, str | None]]:
-    """Where an address stands, the address, and its label; what is no text is added to ``wrong``."""
+    """The place, address and label of each target; bad lines are added to ``wrong``."""
     data, found = _read(file), []
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
@@ -4471,7 +4470,7 @@ def _named_descriptor(file: str) -> int | None:
 
 @contextlib.contextmanager
 def _output(file: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes the place of an old one when it is whole."""
+    """Standard output, or a file that replaces the old one once it is complete."""
     import io
 
     if file is None or file == "-":
@@ -4482,7 +4481,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
     replaces = not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
     draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
-        if (number := _named_descriptor(file)) is not None:  # another opening of it would begin at its start
+        if (number := _named_descriptor(file)) is not None:  # opening it again would write from its start
             replaces = False
             stream = open(os.dup(number), "w", encoding="utf-8")  # noqa: SIM115
         elif not replaces:  # a pipe or a device; a pipe that nobody reads must not be waited for
@@ -4516,7 +4515,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
 
 
 def _check_folder(folder: str, file: str) -> None:
-    """Tell before the first echo that a file cannot be put there, and by the name of the folder."""
+    """Raise before the first echo if a file cannot be created or replaced in a folder."""
     if not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}")
     status = os.stat(folder)
@@ -4529,7 +4528,7 @@ def _check_folder(folder: str, file: str) -> None:
 def _report(args: argparse.Namespace, tally: _Tally, style: _Style) -> Iterator[str]:
     """The format asked for."""
     repeated = args.count not in (None, 1)
-    fleet = len(tally.targets) > 1 or bool(args.targets)  # a file of one line, too: who reads the report expects it
+    fleet = len(tally.targets) > 1 or bool(args.targets)  # a file of one line, too: its reader expects a table
     if args.quiet:
         return _no_text(tally)
     if args.format == "json":
@@ -4548,7 +4547,7 @@ def _thresholds(args: argparse.Namespace) -> _Thresholds:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """An application may have put anything in the place of a stream; TERM=dumb is none that lines can be changed on."""
+    """Whether a stream, which an application may have replaced, is a terminal that can rewrite lines."""
     isatty = getattr(stream, "isatty", None)
     return bool(isatty and not getattr(stream, "closed", False) and isatty()) and os.environ.get("TERM") != "dumb"
 
@@ -4575,7 +4574,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
 
 
 def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
-    """Whether a line that is written over again would be seen, and spoil nothing: not what a pipe's reader prints."""
+    """Whether a progress line would be seen, and not disturb the output of a program that we are piped to."""
     import stat
 
     if args.quiet or args.debug or not _is_terminal(sys.stderr):
@@ -4736,7 +4735,7 @@ def _run(arguments: list[str], parser: Any) -> int:
                 args.hosts = [stack.enter_context(own)]
             targets = _targets(args, options)
             jobs = _jobs(args.jobs, len(targets))
-            signals = stack.enter_context(  # not before standard input has been read, which they would keep
+            signals = stack.enter_context(  # only now: while standard input is read, a signal must end the process
                 _Signals(last_word=_is_command and args.format == "nagios")
             )
             stream = stack.enter_context(_output(args.output))
@@ -4761,7 +4760,7 @@ def _print_report(
 
     def show(text: str) -> None:
         if shows_progress:
-            text = text[: _terminal_size(sys.stderr)[0] - 1]  # a line that is broken cannot be written over
+            text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
             text = text if _encodable("…", sys.stderr) == "…" else text.replace("…", "...")
             with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
@@ -4773,7 +4772,7 @@ def _print_report(
     if signals.number:  # it came before there was a stream to end
         campaign.end()
     try:
-        with stack.pop_all(), _debugging(args.debug):  # the end of the output may fail, too
+        with stack.pop_all(), _debugging(args.debug):  # closing the output may fail, too
             for line in _report(args, tally, _style(args.color, args.verbose or args.debug, stream)):
                 show("")
                 if signals.number and _is_terminal(stream):
@@ -4825,9 +4824,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 every echo was answered with Success, 1 a peer answered otherwise, 2 wrong usage or results
-        that cannot be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios`` that of a
-        monitoring plugin.
+        The exit code: 0 every echo was answered with Success, 1 a peer answered, but not with Success, 2 wrong
+        usage or results that cannot be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios``
+        that of a monitoring plugin.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     for_nagios = _for_nagios(arguments)
