@@ -360,8 +360,8 @@ _HINTS: dict[tuple[str, str], str] = {
     ("unreachable", "connection refused"): "nothing listens on this port, or a firewall resets the connection; usual "
     "DICOM ports: 104, 11112, 4242, 2762 (TLS)",
     ("unreachable", "link-local"): "a link-local address needs the interface to use: [fe80::1%eth0]",
-    ("unreachable", "this host"): "this is trouble of this host, not of the peer: look at its limits, permissions and "
-    "network settings",
+    ("unreachable", "this host"): "the problem is on this host, not at the peer: check this host's limits, permissions "
+    "and network settings",
     ("unreachable", "connect"): "check the address, the network and the firewalls in between",
     ("lost", "associate"): "possible causes: a port that speaks TLS only (try --tls), a peer that admits only known "
     "addresses or AE titles, or a load balancer with no server behind it",
@@ -380,7 +380,7 @@ _HINTS: dict[tuple[str, str], str] = {
     ("timeout", "echo"): "the peer accepted the association but does not answer the echo: it may hang or be "
     "overloaded, or a firewall holds the data back",
     ("timeout", "cut off"): "the answer was cut off",
-    ("timeout", "suspended"): "this is trouble of this host, not of the peer: it was suspended or overloaded",
+    ("timeout", "suspended"): "the problem is not at the peer: this host was suspended or overloaded",
     # the peer's certificate
     ("tls", "certificate not trusted"): "pass the issuing CA with --cacert FILE, or have the peer send its "
     "intermediate certificates; use -k only for diagnosis",
@@ -390,27 +390,27 @@ _HINTS: dict[tuple[str, str], str] = {
     "hosts; use -k only for diagnosis",
     ("tls", "a certificate is not valid yet"): "compare the clocks of both hosts",
     ("tls", "a certificate has been revoked"): "have a new certificate issued for the peer",
-    ("tls", "revocation cannot be checked"): "the SSLContext checks CRLs: load one for each CA that is up to date",
+    ("tls", "revocation cannot be checked"): "the SSLContext checks CRLs: load an up-to-date one for each CA",
     ("tls", "the certificate is for another name"): "check the address; if it is right, pass a name that is in the "
     "certificate with --server-name",
     ("tls", "the certificate is for another address"): "check the address; if it is right, pass a name that is in the "
     "certificate with --server-name",
-    ("tls", "a certificate's key is too weak"): "have the certificate issued anew, with an RSA key of at least 2048 "
+    ("tls", "a certificate's key is too weak"): "have the certificate reissued, with an RSA key of at least 2048 "
     "bits; --cacert does not help",
-    ("tls", "a certificate's signature is too weak"): "it was signed with MD5 or SHA-1: have the certificate issued "
-    "anew, with SHA-256; --cacert does not help",
+    ("tls", "a certificate's signature is too weak"): "it was signed with MD5 or SHA-1: have the certificate "
+    "reissued, with SHA-256; --cacert does not help",
     ("tls", "a certificate's signature is wrong"): "the certificate may be damaged, or --cacert holds another CA "
     "of the same name",
     ("tls", "the certificate is for another purpose"): "it does not allow server authentication (extended key usage "
-    "serverAuth): have the certificate issued anew; --cacert does not help",
+    "serverAuth): have the certificate reissued; --cacert does not help",
     ("tls", "a CA certificate may not issue certificates"): "its basic constraints, key usage or path length do not "
-    "allow it: have the CA certificate issued anew; --cacert does not help unless it holds another CA",
-    ("tls", "a certificate breaks the name constraints of its CA"): "have the certificate issued anew, for a name that "
+    "allow it: have the CA certificate reissued; --cacert does not help unless it holds another CA",
+    ("tls", "a certificate breaks the name constraints of its CA"): "have the certificate reissued, for a name that "
     "its CA may issue for; --cacert does not help",
-    ("tls", "a certificate breaks RFC 5280"): "have the certificate issued anew, or use an SSLContext without "
+    ("tls", "a certificate breaks RFC 5280"): "have the certificate reissued, or use an SSLContext without "
     "ssl.VERIFY_X509_STRICT (the default from Python 3.13 on)",
     ("tls", "certificate not accepted"): "the certificate itself may be at fault; use -k only for diagnosis",
-    ("tls", "a certificate is malformed"): "have the certificate issued anew; use -k only for diagnosis",
+    ("tls", "a certificate is malformed"): "have the certificate reissued; use -k only for diagnosis",
     # our certificate
     ("tls", "the peer wants a client certificate"): "present a client certificate: --cert FILE --key FILE",
     ("tls", "the peer does not accept our certificate"): "it may not trust the CA that issued it, or the certificate "
@@ -432,7 +432,7 @@ _HINTS: dict[tuple[str, str], str] = {
     "--key)",
     ("tls", "no common TLS version"): "the peer must speak TLS 1.2 or later (PS3.15 B.12), and allow it",
     ("tls", "no common cipher"): "no cipher of ours suits the peer: see --ciphers",
-    ("tls", "the peer finds our ciphers too weak"): "propose stronger ones (--ciphers), or none of your own",
+    ("tls", "the peer finds our ciphers too weak"): "propose stronger ones with --ciphers, or leave --ciphers out",
     ("tls", "the peer's key exchange is too weak"): "have the peer use a Diffie-Hellman group of at least 2048 "
     "bits, or ECDHE; until then, try --ciphers ECDHE+AESGCM",
     ("tls", "no common signature algorithm"): "the peer may be limited to SHA-1, which is retired: have it updated, or "
@@ -441,7 +441,7 @@ _HINTS: dict[tuple[str, str], str] = {
     ("tls", "the peer does not know this server name"): "the peer chooses its certificate by name: pass one that it "
     "knows with --server-name (to an IP address, none is sent)",
     ("tls", "the peer expects another protocol"): "the port may not be a DICOM port",
-    ("tls", "the peer ended the handshake"): "the peer gives no reason that could be acted upon: its log may say more",
+    ("tls", "the peer ended the handshake"): "the peer gives no useful reason: its log may say more",
     ("tls", "the peer had an internal error"): "the fault is the peer's: its log may say more",
     ("tls", "the handshake was not understood"): "one side's TLS, or a firewall or proxy on the way, may be at fault: "
     "the peer's log may say more",
@@ -450,8 +450,8 @@ _HINTS: dict[tuple[str, str], str] = {
     "known addresses, or names (--server-name)",
     ("tls", "handshake failed"): "see what OpenSSL says above, and the peer's log",
     # the association
-    ("rejected", "no reason given"): "the peer gives no reason; often an AE title or this host's address, {local}, is "
-    "not registered with it",
+    ("rejected", "no reason given"): "the peer gives no reason; often it does not know an AE title or this "
+    "host, {local}",
     ("rejected", "application context name not supported"): "the peer may not be a DICOM application, or a very old "
     "one; its log may say more",
     ("rejected", "calling AE title not recognized"): 'the peer may not know "{calling}" from {local}: have it '
@@ -689,7 +689,7 @@ class Identity:
         if len(kinds) != 1 or (password is not None and user is None):
             raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
         if not isinstance(given[kinds[0]], (str, bytes, bytearray)) or not isinstance(password, (str, type(None))):
-            raise TypeError("an identity is made of texts or bytes")
+            raise TypeError("the parts of an identity must be str or bytes")
         self._type = 2 if password is not None else kinds[0]
         self._primary, self._secondary = (
             value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
@@ -703,7 +703,7 @@ class Identity:
         return "Identity(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an identity is not pickled or copied: it holds a secret")
+        raise TypeError("an identity cannot be pickled or copied: it holds a secret")
 
 
 class Options(TypedDict, total=False):
@@ -1192,7 +1192,7 @@ def probe_many(
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs must be a whole number of at least 1, not {jobs!r}")
     if isinstance(addresses, (str, Address)):
-        raise TypeError(f"addresses must be several, not {addresses!r}")
+        raise TypeError(f"addresses must be an iterable of addresses, not {addresses!r}")
     if not isinstance(message_id, Counter):
         _take_message_id(message_id)
     requests = [_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses]
@@ -1362,7 +1362,7 @@ class _Association:
             if error.kind == "aborted" or error.message == _RELEASED:
                 how = "A-ABORT" if error.kind == "aborted" else "A-RELEASE-RQ"
             idle = time.perf_counter() - self._used_at
-            return f"the peer had ended the association, within {idle:.1f} s after the last echo ({how}); opened anew"
+            return f"the peer ended the association within {idle:.1f} s after the last echo ({how}); opened a new one"
         return ""
 
     def _take_up(self, echo: _Echo) -> None:
@@ -2134,7 +2134,7 @@ class _Dialogue:
         notes, syntax = list(accepted.notes), (accepted.transfer_syntaxes or (None,))[0]
         if len(accepted.transfer_syntaxes) != 1:
             number = len(accepted.transfer_syntaxes) or "no"
-            notes.append(f"the peer accepted with {number} transfer syntaxes, where one is due")
+            notes.append(f"the peer accepted with {number} transfer syntaxes instead of one")
         elif syntax not in self._request.transfer_syntaxes:
             notes.append("the peer accepted with a transfer syntax that was not proposed")
         identity = None
@@ -2212,7 +2212,7 @@ class _Dialogue:
         if sop_class not in ("", _VERIFICATION):
             notes.append(f"the C-ECHO-RSP names SOP class {sop_class}, not Verification")
         if comment := command.text("Error Comment"):
-            notes.append(f"error comment of the peer: {comment}")
+            notes.append(f"the peer's error comment: {comment}")
         return _Answered(status, notes)
 
     _MOVES: ClassVar[dict[tuple[Phase, int], Callable[[_Dialogue, bytes], _Accepted | _Answered | bool | None]]] = {
@@ -2479,7 +2479,7 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
     if len(pdu) < 74:
         raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
     if not pdu[7] & 1:
-        notes.append(f"the peer does not state protocol version 1 (PS3.8 9.3.3), but {pdu[6:8].hex()}")
+        notes.append(f"the peer states protocol version {pdu[6:8].hex()}H, without bit 0 (PS3.8 9.3.3)")
     result: int | None = None
     syntaxes: tuple[str | None, ...] = ()
     said: dict[int, bytes] = {}
@@ -2494,7 +2494,7 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
                 raw = [value for kind, value in _items(item[4:], what) if kind == 0x40] if result == 0 else []
                 syntaxes = tuple(map(_text, raw))
                 if any(value != value.strip(b" \0") for value in raw):
-                    notes.append("the peer pads the UID of the transfer syntax, which PS3.8 Annex F rules out")
+                    notes.append("the peer pads the UID of the transfer syntax, which PS3.8 Annex F does not allow")
         elif kind == 0x50:
             said = dict(_items(item, what))
     if 0x51 in said and len(said[0x51]) != 4:
@@ -2585,7 +2585,7 @@ def _decode_command(data: bytes) -> _Command:
         if name:
             elements[name] = value
             if name.endswith("UID") and (length % 2 or value.endswith(b" ")):
-                notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 has it")
+                notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 requires")
     return _Command(elements, notes)
 
 
@@ -3704,7 +3704,7 @@ class _OtherEnd(_Stream):
                 yield from wire.send(_RELEASE_RP)
                 return "released"
             if context_id not in contexts or contexts[context_id][0]:
-                raise ProtocolError(f"aborted by this end: presentation context {context_id} is not an accepted one")
+                raise ProtocolError(f"aborted by this end: presentation context {context_id} was not accepted")
             yield from wire.send(_encode_c_echo("C_ECHO_RSP", message_id, context_id, max_pdu))
             visit.echoes += 1
             self.answered += 1
@@ -4017,7 +4017,7 @@ def _parser() -> Any:
     add("--key", metavar="FILE", type=text, help="private key (PEM), if not in --cert")
     add("--key-password-file", metavar="FILE", type=text,
         help="read the pass phrase of the key from FILE (or set DICOM_ECHO_KEY_PASSWORD)")
-    add("--ciphers", metavar="LIST", type=text, help="ciphers to propose, in OpenSSL's words")
+    add("--ciphers", metavar="LIST", type=text, help="ciphers to propose, as OpenSSL's cipher list")
     add("-k", "--insecure", action="store_true", help="do not verify the peer's certificate; only for diagnosis")
     add("--server-name", dest="server_hostname", metavar="NAME", type=_argument(_server_name),
         help="name expected in the peer's certificate (and sent as SNI) [HOST]")
@@ -4054,9 +4054,9 @@ def _parser() -> Any:
     add = parser.add_argument_group("Other Options").add_argument
     add("--self-test", action="store_true", help="start a temporary local peer and echo it")
     add("--listen", metavar="[HOST:]PORT", type=_argument(_endpoints),
-        help="be echoed: answer callers, and print what each of them sent; HOST defaults to 127.0.0.1 and ::1 (0.0.0.0 "
-        "and [::] are all addresses). -aec and -aet reject other titles, -c ends after N echoes, -t if none came by "
-        "then, --tls requires --cert, --cacert requires the caller's certificate")
+        help="be the peer: answer callers, and print what each of them sent; HOST defaults to 127.0.0.1 and ::1 "
+        "(0.0.0.0 and [::] are all addresses). -aec and -aet reject other titles, -c ends after N echoes, -t if none "
+        "was answered within SECONDS, --tls requires --cert, --cacert requires callers to present a certificate")
     for option, what in (
         ("--show-completion", "print the shell completion script for SHELL: bash, zsh, fish, tcsh or powershell"),
         ("--install-completion", "install that script where SHELL looks for it"),
@@ -4160,7 +4160,7 @@ def _completion_file(shell: str) -> Path:
         for folder in ask("zsh", "-ic", "print -l $fpath"):
             if folder.startswith("/") and os.access(folder, os.W_OK):
                 return Path(folder, "_dicom-echo")
-        raise OSError("no folder in zsh's fpath is yours; add one in .zshrc, before compinit")
+        raise OSError("no folder in zsh's fpath is writable; add one in .zshrc, before compinit")
     if shell == "tcsh":  # which ignores .cshrc where there is a .tcshrc
         return home / (".cshrc" if (home / ".cshrc").exists() and not (home / ".tcshrc").exists() else ".tcshrc")
     program = shutil.which("pwsh") or "powershell"
@@ -4215,7 +4215,7 @@ def _check(args: argparse.Namespace) -> None:
         (args.key_password_file and not args.cert, "--key-password-file requires --cert"),
         (args.insecure and args.cacert, "--insecure cannot be combined with --cacert"),
         (len(args.transfer_syntaxes or ()) > 100, "--transfer-syntax can be given at most 100 times"),
-        (sum(map(bool, identities)) > 1, "--user, --jwt-file, --saml-file and --kerberos-file exclude each other"),
+        (sum(map(bool, identities)) > 1, "--user, --jwt-file, --saml-file and --kerberos-file cannot be combined"),
         (args.password_file and not args.user, "--password-file requires --user"),
         (inputs.count("-") > 1, "standard input can be read only once"),
     ]  # fmt: skip
@@ -4319,7 +4319,7 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: by
         encrypted = True
         if password is None:  # OpenSSL itself would ask at the terminal, and wait
             raise ValueError(
-                f"cannot use {key}: the key is encrypted: --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
+                f"cannot use {key}: the key is encrypted: pass --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
             )
         return password
 
@@ -4342,7 +4342,7 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: by
     elif "MISMATCH" in reason or reason == "NO_CERTIFICATE_ASSIGNED":
         why = f"{key}: the key does not belong to the certificate in {cert}"
     elif encrypted:
-        why = f"{key}: the pass phrase is not that of the key"
+        why = f"{key}: the pass phrase is wrong"
     else:
         why = f"{', '.join(dict.fromkeys((cert, key)))}: a certificate or key is damaged"
     raise ValueError(f"cannot use {why}")
@@ -4403,7 +4403,7 @@ def _read_targets(file: str, wrong: list[str]) -> list[tuple[str, str, str | Non
         try:
             text = data.decode("utf-16")
         except UnicodeError:
-            raise ValueError(f"cannot read {file}: it begins as UTF-16 but is none; save it as UTF-8") from None
+            raise ValueError(f"cannot read {file}: it begins like UTF-16 but is not; save it as UTF-8") from None
     else:
         text = data.decode("utf-8", "surrogateescape")
     for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):

@@ -169,7 +169,7 @@ def test_an_association_that_the_peer_ends_between_two_echoes_is_no_loss(
         assert peer.conversation(0).types == [A_ASSOCIATE_RQ, P_DATA_TF, *goodbye]
         assert peer.conversation(1).types == [A_ASSOCIATE_RQ, P_DATA_TF, P_DATA_TF, A_RELEASE_RQ]
     assert (code, summary["sent"], summary["succeeded"], summary["loss_percent"]) == (0, 3, 3, 0)
-    note = rf"the peer had ended the association, within \d\.\d s after the last echo \({how}\); opened anew"
+    note = rf"the peer ended the association within \d\.\d s after the last echo \({how}\); opened a new one"
     assert [len(each["notes"]) for each in echoes] == [0, 1, 0]
     assert re.fullmatch(note, echoes[1]["notes"][0])
 
@@ -203,7 +203,9 @@ def test_orthanc_that_ends_idle_associations(capsys: Capsys, tmp_path_factory: p
         code, echoes, summary = repeat(capsys, peer.address, "-c", 2, "-i", 4.5, "--reuse")
     assert (code, summary["loss_percent"]) == (0, 0)
     assert [len(each["notes"]) for each in echoes] == [0, 1]
-    assert re.search(r"ended the association, within 4\.\d s after the last echo \(.+\); opened anew", str(echoes[1]))
+    assert re.search(
+        r"ended the association within 4\.\d s after the last echo \(.+\); opened a new one", str(echoes[1])
+    )
 
 
 # --- Who is asked when -----------------------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ REFUSALS: list[tuple[str, str]] = [
     ("--tls --key x pacs", "--key requires --cert"),
     ("--tls --key-password-file x pacs", "--key-password-file requires --cert"),
     ("--tls -k --cacert x pacs", "--insecure cannot be combined with --cacert"),
-    ("--user a --jwt-file b pacs", "--user, --jwt-file, --saml-file and --kerberos-file exclude each other"),
+    ("--user a --jwt-file b pacs", "--user, --jwt-file, --saml-file and --kerberos-file cannot be combined"),
     ("--password-file x pacs", "--password-file requires --user"),
     ("--jwt-file no-such pacs", "cannot read no-such: no such file or directory"),
     ("--user a --password-file - -T -", "standard input can be read only once"),
@@ -427,7 +427,7 @@ def test_an_encrypted_key_is_never_asked_for_at_a_terminal(tmp_path: Path) -> No
     files = ["--cert", tmp_path / "cert.pem", "--key", tmp_path / "key.pem"]
     outcome = run_on_terminal("--tls", *files, "127.0.0.1:1", width=200)
     assert (outcome.code, outcome.out.count("\n")) == (2, 1)
-    assert "the key is encrypted: --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD" in outcome.out
+    assert "the key is encrypted: pass --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD" in outcome.out
     assert run_process(command_line("--tls", *files, "-T", "-"), stdin=b"secret\n").code == 2
 
 

@@ -400,16 +400,16 @@ def explicit(*omit: int) -> bytes:
     )
 
 
-PADDED = "the peer pads the UID of the transfer syntax, which PS3.8 Annex F rules out"
-ODD_UID = "the Affected SOP Class UID of the answer is not padded as PS3.5 9.1 has it"
+PADDED = "the peer pads the UID of the transfer syntax, which PS3.8 Annex F does not allow"
+ODD_UID = "the Affected SOP Class UID of the answer is not padded as PS3.5 9.1 requires"
 IN_EXPLICIT = "the peer encodes the command set in Explicit VR, where Implicit VR is due"
-VERSION = "the peer does not state protocol version 1 (PS3.8 9.3.3), but "
-SYNTAXES = "the peer accepted with {} transfer syntaxes, where one is due"
+VERSION = "the peer states protocol version {}H, without bit 0 (PS3.8 9.3.3)"
+SYNTAXES = "the peer accepted with {} transfer syntaxes instead of one"
 DATA_SET = "the C-ECHO-RSP announces a data set (command data set type {})"
 SOP, BIG_ENDIAN = rawpeer.AFFECTED_SOP_CLASS_UID, "1.2.840.10008.1.2.2"
 NOTES = {
-    "protocol version 0": (rawpeer.associate_ac(protocol_version=0), f"{VERSION}0000", IMPLICIT),
-    "protocol version 2": (rawpeer.associate_ac(protocol_version=2), f"{VERSION}0002", IMPLICIT),
+    "protocol version 0": (rawpeer.associate_ac(protocol_version=0), VERSION.format("0000"), IMPLICIT),
+    "protocol version 2": (rawpeer.associate_ac(protocol_version=2), VERSION.format("0002"), IMPLICIT),
     "two syntaxes": (context(b"\1\0\0\0" + rawpeer.item(0x40, EXPLICIT.encode()) * 2), SYNTAXES.format(2), EXPLICIT),
     "no syntax": (rawpeer.associate_ac([(1, 0, None)]), SYNTAXES.format("no"), None),
     "a syntax not proposed": (
@@ -430,9 +430,9 @@ NOTES = {
     ),
     "data set type 0000H": (answer(replace={rawpeer.DATA_SET_TYPE: b"\0\0"}), DATA_SET.format("0000H"), IMPLICIT),
     "data set type 0102H": (answer(replace={rawpeer.DATA_SET_TYPE: b"\2\1"}), DATA_SET.format("0102H"), IMPLICIT),
-    "an error comment": (answer(error_comment="no class"), "error comment of the peer: no class", IMPLICIT),
-    "a long error comment": (answer(error_comment="x" * 200), f"error comment of the peer: {'x' * 200}", IMPLICIT),
-    "a comment of three values": (answer(error_comment="a\\b\\c"), r"error comment of the peer: a\b\c", IMPLICIT),
+    "an error comment": (answer(error_comment="no class"), "the peer's error comment: no class", IMPLICIT),
+    "a long error comment": (answer(error_comment="x" * 200), f"the peer's error comment: {'x' * 200}", IMPLICIT),
+    "a comment of three values": (answer(error_comment="a\\b\\c"), r"the peer's error comment: a\b\c", IMPLICIT),
 }
 
 

@@ -155,7 +155,7 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_sent(
     [
         (b"", "{file} contains no addresses"),
         (b"# nothing\n\n", "{file} contains no addresses"),
-        (b"\xff\xfeh\x00o\x00s", "cannot read {file}: it begins as UTF-16 but is none; save it as UTF-8"),
+        (b"\xff\xfeh\x00o\x00s", "cannot read {file}: it begins like UTF-16 but is not; save it as UTF-8"),
         (None, "cannot read {file}: no such file or directory"),
     ],
     ids=["empty", "comments only", "half of UTF-16", "missing"],

@@ -119,7 +119,7 @@ def results() -> dict[str, _Echoed]:
             peer=replace(PEER, implementation_version_name=RUDE[:16], implementation_class_uid="1.2\n"),
         ),
         "a failing status": made(status=0x0122),
-        "a failing status with a rude comment": made(status=0x0110, notes=(f"error comment of the peer: {RUDE}",)),
+        "a failing status with a rude comment": made(status=0x0110, notes=(f"the peer's error comment: {RUDE}",)),
         "an unnamed status": made(status=0xC123),
         "name not resolved": made(
             "no-such-host.invalid",

@@ -342,7 +342,7 @@ def test_an_alert(capsys: Capsys, tmp_path: Path, alert: int, alone: str, with_c
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 
-ENCRYPTED = "the key is encrypted: --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
+ENCRYPTED = "the key is encrypted: pass --key-password-file FILE or DICOM_ECHO_KEY_PASSWORD"
 
 
 @pytest.mark.parametrize("traditional", [True, False])
@@ -356,7 +356,7 @@ def test_an_encrypted_key_is_never_asked_about(
     assert (code, out) == (2, "")
     assert f"cannot use {key}: {ENCRYPTED}" in err
     password.write_text("wrong\n")
-    assert "the pass phrase is not that of the key" in run_main(
+    assert "the pass phrase is wrong" in run_main(
         capsys, *options, "--key-password-file", password, "127.0.0.1:1"
     ).err  # fmt: skip
     with serving(server_context(tmp_path, PACS, clients=CA)) as port:

@@ -541,8 +541,8 @@ def test_all_addresses_are_checked_before_the_first_is_asked(guarded: Guarded, k
 @pytest.mark.parametrize(
     ("addresses", "options", "error", "why"),
     [
-        ("pacs", {}, TypeError, "addresses must be several, not 'pacs'"),
-        (echo.parse_address("pacs"), {}, TypeError, "addresses must be several, not Address"),
+        ("pacs", {}, TypeError, "addresses must be an iterable of addresses, not 'pacs'"),
+        (echo.parse_address("pacs"), {}, TypeError, "addresses must be an iterable of addresses, not Address"),
         (["pacs"], {"jobs": 0}, ValueError, "jobs must be a whole number of at least 1, not 0"),
         (["pacs"], {"jobs": 1.5}, ValueError, "jobs must be a whole number of at least 1, not 1.5"),
     ],
@@ -741,7 +741,7 @@ def test_where_no_thread_can_be_started_the_calling_one_does_it(canned: Canned) 
 def test_no_file_descriptors_are_this_host_s_trouble(canned: Canned) -> None:
     _, *said, line, code = run_code(WITHOUT_DESCRIPTORS, canned.live[0].address, canned.silent[0].address).splitlines()
     assert said == [
-        *["Unreachable 24 this is trouble of this host"] * 2, "['unreachable', 'unreachable']",
+        *["Unreachable 24 the problem is on this host"] * 2, "['unreachable', 'unreachable']",
     ]  # fmt: skip
     assert line.startswith("DICOM ECHO UNKNOWN - ")
     assert "too many open files" in line

@@ -157,8 +157,8 @@ def test_localhost_over_ipv6_where_it_is_ipv4_only(capsys: Capsys) -> None:
     ("host", "phase", "message", "hint"),
     [
         ("[fe80::1]", Phase.connect, None, "a link-local address needs the interface to use: [fe80::1%eth0]"),
-        ("[fe80::1%nonesuch]", Phase.resolve, 'this host has no network interface "nonesuch"', "this is trouble of "
-         "this host, not of the peer: look at its limits, permissions and network settings"),
+        ("[fe80::1%nonesuch]", Phase.resolve, 'this host has no network interface "nonesuch"', "the problem is on "
+         "this host, not at the peer: check this host's limits, permissions and network settings"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("ipv6")
@@ -322,7 +322,7 @@ def test_a_client_that_was_suspended_past_its_limit_does_not_blame_the_peer() ->
         out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (3, "")
     assert re.match(r"❌ Timed out: no answer within 1\.5 s, but this process did not run for \d s\n", out)
-    assert "hint: this is trouble of this host, not of the peer" in out
+    assert "hint: the problem is not at the peer: this host was suspended" in out
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot suspend a process")
