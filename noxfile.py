@@ -17,7 +17,7 @@ nox.options.sessions = ["lint", "tests", "coverage", "docs", "build", "smoke"]
 
 
 def runs(version: str) -> bool:
-    """Whether a Python is here; the shims of pyenv are, but fail for one that is not chosen."""
+    """Whether a Python can be run: pyenv has shims on PATH even for those that are not selected, which fail."""
     path = shutil.which(f"python{version}")
     return path is not None and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
 
@@ -42,10 +42,10 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests: all of them on the lowest and the newest Python, real peers and the command on those between."""
-    # 3.9 goes with the lowest versions of what we build on, which are also the last for it.
+    # 3.9 is tested with the lowest versions of our dependencies, which are also the last that support it.
     pinned = ["pynetdicom==2.0.2", "pydicom==2.4.4"] if session.python == PYTHONS[0] else []
     session.install(".", *pinned, *dependencies("test"))
-    # Most tests wait for a peer or for a time limit, so that more of them than cores go on at once.
+    # Most tests wait for a peer or for a time limit, so more of them run in parallel than there are cores.
     pytest = ("-m", "pytest", "-n", "6", *session.posargs)
     if session.python in (PYTHONS[0], NEWEST):
         # The processes that tests start are not measured: they are signalled, run out of files, or fill a disk.
@@ -65,7 +65,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the API documentation into build/docs, and README's picture; what pdoc warns of is an error."""
+    """Build the API documentation into build/docs, and README's picture; pdoc's warnings are errors."""
     session.install(".", *dependencies("docs"))
     session.run("python", "docs/terminal.py", "build/docs/terminal.svg")
     session.run("python", "-W", "error", "-m", "pdoc", "-d", "numpy", "-o", "build/docs", "dicom_echo")
@@ -83,7 +83,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def smoke(session: nox.Session) -> None:
-    """Try the built archive on each Python, as the hosts do that it is for."""
+    """Try the built archive on each Python, as its users would run it."""
     session.install(".", *dependencies("test"))
     session.run("python", "-m", "pytest", "-n", "4", "tests/smoke.py", *session.posargs)
 

@@ -1,4 +1,4 @@
-"""What `python dicom-echo.pyz` runs first. Python 2.7 must be able to read it: else it says SyntaxError, not why."""
+"""What `python dicom-echo.pyz` runs first. Python 2.7 must be able to parse it, to be told what is wrong."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ NAGIOS = "--format=nagios" in sys.argv or ("--format", "nagios") in zip(sys.argv
 
 
 def give_up(why):
-    if NAGIOS:  # a plugin's line and state; at once, since in a signal handler an exception can get lost
+    if NAGIOS:  # a plugin's line and state; exit at once, since an exception in a signal handler can get lost
         os.write(1, ("DICOM ECHO UNKNOWN - %s\n" % why).encode("utf-8"))
         os._exit(3)
     sys.stderr.write("dicom-echo: %s\n" % why)
@@ -15,7 +15,7 @@ def give_up(why):
 
 
 def suitable_python():
-    """The command for a Python on PATH that would do. Each is tried: a shim may have nothing behind it."""
+    """The command for a Python on PATH that is new enough. Each is tried, since a shim may have no Python behind it."""
     import subprocess
 
     for command in ["python3"] + ["python3.%d" % minor for minor in range(30, 8, -1)]:
@@ -35,7 +35,7 @@ if sys.version_info < (3, 9):
 if any(os.environ.get(name) for name in ("SHIV_INTERPRETER", "SHIV_ENTRY_POINT", "SHIV_FORCE_EXTRACT")):
     from _bootstrap import bootstrap
 
-    sys.path.append(sys.path.pop(0))  # this archive: for the metadata; what shiv has unpacked comes before it
+    sys.path.append(sys.path.pop(0))  # this archive, for its metadata; what shiv unpacks takes precedence
     sys.exit(bootstrap())
 
 import _signal  # signal.py would take a moment longer
@@ -45,7 +45,7 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # else it 
 
 
 def standard_library():
-    """Where Python's own modules may be, by full paths: anybody can call a directory lib-dynload."""
+    """Where Python's own modules may be, as full paths: any directory could be called lib-dynload."""
     home = os.path.dirname(getattr(os, "__file__", ""))  # some Pythons have all of it in a zip file, and os frozen
     base, name = sys.base_exec_prefix, os.path.basename(home)
     places = [os.path.join(base, lib, name, "lib-dynload") for lib in (sys.platlibdir, "lib")]
@@ -61,8 +61,8 @@ def standard_library():
     return places
 
 
-# What the host has installed is not for us, and a `json.py` on PYTHONPATH is enough to break a Python program: only the
-# archive and the standard library stay importable. What .pth files have imported is forgotten.
+# Packages installed on the host must not be used, and a `json.py` on PYTHONPATH is enough to break a Python program:
+# only the archive and the standard library stay importable. What .pth files have imported is dropped.
 kept = {os.path.normcase(entry) for entry in sys.path[:1] + standard_library()}
 sys.path[:] = [entry for entry in sys.path if os.path.normcase(entry) in kept]
 sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "__module__", "").startswith("_frozen_importlib")]

@@ -1,8 +1,8 @@
 """Build dicom-echo.pyz, its checksums and its bill of materials: `build_pyz.py WHEEL FOLDER`.
 
-shiv packs the wheel and what pyz.lock pins, less what an echo never needs, in `site-packages/`; what runs on Python 3.9
-(pyz39.lock) lies in `py39/` there. We add our start-up (__main__.py, dicom_echo.py) and, for each of PYTHONS on PATH,
-all modules as bytecode. The same commit and interpreters give the same bytes, whoever builds, where and when.
+shiv packs the wheel and what pyz.lock pins, without what an echo never needs, into `site-packages/`; the versions for
+Python 3.9 (pyz39.lock) are in `py39/` there. We add our start-up (__main__.py, dicom_echo.py) and, for each of PYTHONS
+on PATH, all modules as bytecode. The same commit and interpreters give the same bytes, whoever builds, where and when.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EMPTIED = {  # imported by pydicom without need: makers' private tags, sample da
     "pydicom/examples/__init__.py": "",
 }
 PTH = "import sys; sys.version_info < (3, 10) and sys.path.insert(sys.path.index(sitedir), sitedir + '/py39')\n"
-# Nobody's settings count; and a set in bytecode is written in the order of its hashes.
+# The builder's settings must not matter. Sets in bytecode are written in the order of their hashes.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SHIV_", "SOURCE_DATE_EPOCH"))}
 ENVIRONMENT |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
 ENVIRONMENT["PATH"] = os.pathsep.join(
@@ -73,7 +73,7 @@ def run(*command: str | Path) -> str:
 
 
 def stage(folder: Path, wheel: Path, lock: str, *options: str) -> None:
-    """Install the wheel and what LOCK pins; and shiv's metadata, as its bootstrap comes along."""
+    """Install the wheel and what LOCK pins; and shiv's metadata, as its bootstrap is included."""
     pip = (sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--target", folder)
     run(*pip, "--only-binary=:all:", *options, "--require-hashes", "-r", HERE / lock)
     run(*pip, "--no-index", wheel)
@@ -84,7 +84,7 @@ def stage(folder: Path, wheel: Path, lock: str, *options: str) -> None:
 
 
 def prune(stages: tuple[Path, ...]) -> None:
-    """Leave code, metadata and licences. A pattern that finds nothing is of another release: look again."""
+    """Keep only code, metadata and licences. A pattern that finds nothing is out of date, and an error."""
     for pattern in UNNEEDED:
         for path in list(stages[0].parent.glob(pattern)) or sys.exit(f"nothing is called {pattern} any more"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -106,7 +106,7 @@ def found_pythons() -> dict[str, str]:
 
 
 def describe(stages: tuple[Path, ...], pythons: list[str]) -> str:
-    """Put down in each stage what is in the archive, for `--version -v`. The id stands for all of it."""
+    """Write into each stage what is in the archive, for `--version -v`. The ID is a hash of all of it."""
     paths = (*START_UP, *(path for folder in stages for path in sorted(folder.rglob("*.*"))))
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     build_id = hashlib.sha256(json.dumps([parts, pythons]).encode()).hexdigest()[:16]
@@ -141,7 +141,7 @@ def bill_of_materials(stages: tuple[Path, ...], version: str) -> str:
 
 
 def bytecode(python: str, folder: Path, lib: Path) -> dict[str, bytes]:
-    """All that is in a stage, but its metadata, as PYTHON imports it."""
+    """A stage without its metadata, compiled by PYTHON."""
     shutil.copytree(folder, lib, ignore=shutil.ignore_patterns("*.dist-info"))
     tag = run(python, "-S", "-X", "no_debug_ranges", HERE / "bytecode.py", lib).strip()
     files = {f"lib/{tag}/{path.relative_to(lib).as_posix()}": path.read_bytes() for path in lib.rglob("*.*")}
@@ -150,7 +150,7 @@ def bytecode(python: str, folder: Path, lib: Path) -> dict[str, bytes]:
 
 
 def packed_by_shiv(folder: Path, build_id: str) -> dict[str, bytes]:
-    """What shiv makes of a stage; the metadata go to the top, where importlib.metadata looks for them in an archive."""
+    """A stage as shiv packs it; the metadata move to the top, where importlib.metadata looks for them in an archive."""
     pyz = folder.with_name("shiv.pyz")
     shiv = (sys.executable, "-m", "shiv", "--reproducible", "-c", "dicom-echo", "--build-id", build_id)
     run(*shiv, "--site-packages", folder, "-o", pyz)
@@ -160,7 +160,7 @@ def packed_by_shiv(folder: Path, build_id: str) -> dict[str, bytes]:
 
 
 def write_archive(pyz: Path, files: dict[str, bytes]) -> None:
-    """Sorted, dated 1980 and readable by all, whatever they were on disk."""
+    """Write files sorted, dated 1980 and readable by all, however they were on disk."""
     with pyz.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w") as archive:

@@ -5,7 +5,7 @@ import sys
 if sys.version_info < (3, 9):
     raise ImportError("dicom-echo needs Python 3.9 or later")
 
-__spec__._initializing = True  # so that other threads wait for this import: in Python 3.9 zipimport does not see to it
+__spec__._initializing = True  # so that other threads wait for this import; in Python 3.9 zipimport does not set it
 
 
 def code_for_this_python(spec):
@@ -15,18 +15,18 @@ def code_for_this_python(spec):
     from zipimport import ZipImportError, zipimporter
 
     path = spec.loader.archive
-    # A script may change its directory before it imports pynetdicom. The command does not; another path costs it 6 ms.
+    # A script may change its directory before it imports pynetdicom. The command does not, and saves 6 ms.
     archive = path if path == sys.argv[0] else os.path.abspath(path)
     folders = ["lib/%s-%s" % (sys.implementation.cache_tag, MAGIC_NUMBER.hex())]
     for_39 = ["site-packages/py39"] if sys.version_info < (3, 10) else []
     try:
         spec.loader = zipimporter(archive + "/" + folders[0])
         code = spec.loader.get_code("dicom_echo")
-    except ZipImportError:  # a Python that the build was not told of: it compiles for itself, at each start
+    except ZipImportError:  # no bytecode for this Python: it compiles the source at each start
         folders = for_39 + ["site-packages"]
         spec.loader = zipimporter(archive + "/site-packages")
         code = spec.loader.get_code("dicom_echo")
-    place = sys.path.index(path) if path in sys.path else 0  # it may be spelt otherwise there
+    place = sys.path.index(path) if path in sys.path else 0  # sys.path may have it in another form
     sys.path[place:place] = [archive + "/" + folder for folder in folders] + [archive] * (archive != path)
     if for_39:
         sys.meta_path.insert(0, MetadataFinder())
@@ -35,7 +35,7 @@ def code_for_this_python(spec):
 
 
 class MetadataFinder:
-    """importlib.metadata looks only at the top of an archive; the metadata of what is for Python 3.9 lie elsewhere."""
+    """importlib.metadata looks only at the top of an archive; the metadata for Python 3.9 are elsewhere."""
 
     find_spec = staticmethod(lambda *_: None)
 

@@ -1,4 +1,4 @@
-"""Give the wheel the module's types and its man page: neither lies in the source tree as it is wanted.
+"""Give the wheel the module's types and its man page, which are not in the source tree in this form.
 
 The types are the module once more, as a stub package (PEP 561): a single module has no place for a ``py.typed`` marker,
 and hatchling's ``force-include`` moves a file rather than including it twice; so this hands it a copy from elsewhere.
@@ -34,7 +34,7 @@ class WheelExtras(BuildHookInterface[Any]):
 
 def man_page(module: Path) -> str:
     """The parser as roff. The date is left out, so that a commit gives the same page on any day."""
-    from argparse_manpage.manpage import Manpage  # here, as an editable install does without
+    from argparse_manpage.manpage import Manpage  # here, as an editable install does not need it
 
     command = runpy.run_path(str(module), run_name="dicom_echo")
     parser = command["_parser"]()
