@@ -136,41 +136,21 @@ class Phase(enum.Enum):
 
 
 _PDU_NAMES = {
-    1: "A-ASSOCIATE-RQ",
-    2: "A-ASSOCIATE-AC",
-    3: "A-ASSOCIATE-RJ",
-    4: "P-DATA-TF",
-    5: "A-RELEASE-RQ",
-    6: "A-RELEASE-RP",
-    7: "A-ABORT",
-}
+    1: "A-ASSOCIATE-RQ", 2: "A-ASSOCIATE-AC", 3: "A-ASSOCIATE-RJ", 4: "P-DATA-TF", 5: "A-RELEASE-RQ",
+    6: "A-RELEASE-RP", 7: "A-ABORT",
+}  # fmt: skip
 
 # PS3.7 9.3.5.2 and Annex C
 _STATUS_TEXTS = {
-    0x0000: "Success",
-    0x0105: "no such attribute",
-    0x0106: "invalid attribute value",
-    0x0107: "attribute list error",
-    0x0110: "processing failure",
-    0x0111: "duplicate SOP instance",
-    0x0112: "no such SOP instance",
-    0x0113: "no such event type",
-    0x0114: "no such argument",
-    0x0115: "invalid argument value",
-    0x0116: "attribute value out of range",
-    0x0117: "invalid SOP instance",
-    0x0118: "no such SOP class",
-    0x0119: "class-instance conflict",
-    0x0120: "missing attribute",
-    0x0121: "missing attribute value",
-    0x0122: "SOP class not supported",
-    0x0123: "no such action",
-    0x0124: "not authorized",
-    0x0210: "duplicate invocation",
-    0x0211: "unrecognized operation",
-    0x0212: "mistyped argument",
+    0x0000: "Success", 0x0105: "no such attribute", 0x0106: "invalid attribute value", 0x0107: "attribute list error",
+    0x0110: "processing failure", 0x0111: "duplicate SOP instance", 0x0112: "no such SOP instance",
+    0x0113: "no such event type", 0x0114: "no such argument", 0x0115: "invalid argument value",
+    0x0116: "attribute value out of range", 0x0117: "invalid SOP instance", 0x0118: "no such SOP class",
+    0x0119: "class-instance conflict", 0x0120: "missing attribute", 0x0121: "missing attribute value",
+    0x0122: "SOP class not supported", 0x0123: "no such action", 0x0124: "not authorized",
+    0x0210: "duplicate invocation", 0x0211: "unrecognized operation", 0x0212: "mistyped argument",
     0x0213: "resource limitation",
-}
+}  # fmt: skip
 
 
 def _status_text(status: int) -> str:
@@ -1777,43 +1757,32 @@ _ALERTS_ON_OUR_CERTIFICATE = {
 
 # Other messages of OpenSSL, by a part of their text, in the order in which they are tried.
 _TLS_FAILURES = {
-    "CERTIFICATE_REQUIRED": "the peer wants a client certificate",
-    "ALERT_NO_CERTIFICATE": "the peer wants a client certificate",
-    "ALERT_ACCESS_DENIED": "the peer denied access",
-    "ALERT_HANDSHAKE_FAILURE": "the peer refused the handshake",
-    "ALERT_INSUFFICIENT_SECURITY": "the peer finds our ciphers too weak",
-    "ALERT_INTERNAL_ERROR": "the peer had an internal error",
-    "UNRECOGNIZED_NAME": "the peer does not know this server name",
-    "NO_APPLICATION_PROTOCOL": "the peer expects another protocol",
-    "PROTOCOL_VERSION": "no common TLS version",
-    "UNSUPPORTED_PROTOCOL": "no common TLS version",
-    "NO_PROTOCOLS_AVAILABLE": "no common TLS version",
-    "VERSION_TOO_LOW": "no common TLS version",
-    "INAPPROPRIATE_FALLBACK": "no common TLS version",
-    "NO_CIPHERS_AVAILABLE": "no common cipher",
-    "WRONG_CIPHER_RETURNED": "no common cipher",
-    "UNKNOWN_CIPHER_RETURNED": "no common cipher",
-    "DH_KEY_TOO_SMALL": "the peer's key exchange is too weak",
-    "WRONG_SIGNATURE_TYPE": "no common signature algorithm",
-    "NO_SUITABLE_SIGNATURE_ALGORITHM": "no common signature algorithm",
-    "LEGACY_SIGALG": "no common signature algorithm",
-    "UNSAFE_LEGACY_RENEGOTIATION": "the peer lacks secure renegotiation",
-    "WRONG_VERSION_NUMBER": "the peer does not speak TLS",
-    "RECORD_LAYER_FAILURE": "the peer does not speak TLS",
-    "PACKET_LENGTH_TOO_LONG": "the peer does not speak TLS",
-    "BAD_RECORD_TYPE": "the peer does not speak TLS",
-    "HTTP_REQUEST": "the peer does not speak TLS",
-    "EOF": "closed during the handshake",
-    "CLOSED_BEFORE": "closed during the handshake",
-    **dict.fromkeys(
-        ("UNEXPECTED_MESSAGE", "BAD_RECORD_MAC", "DECRYPTION_FAILED", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER",
-         "DECODE_ERROR", "DECRYPT_ERROR", "MISSING_EXTENSION", "UNSUPPORTED_EXTENSION", "BAD_SIGNATURE",
-         "UNEXPECTED_RECORD", "LENGTH_MISMATCH", "BAD_LENGTH"),
-        "the handshake was not understood",
+    "the peer wants a client certificate": ("CERTIFICATE_REQUIRED", "ALERT_NO_CERTIFICATE"),
+    "the peer denied access": ("ALERT_ACCESS_DENIED",),
+    "the peer refused the handshake": ("ALERT_HANDSHAKE_FAILURE",),
+    "the peer finds our ciphers too weak": ("ALERT_INSUFFICIENT_SECURITY",),
+    "the peer had an internal error": ("ALERT_INTERNAL_ERROR",),
+    "the peer does not know this server name": ("UNRECOGNIZED_NAME",),
+    "the peer expects another protocol": ("NO_APPLICATION_PROTOCOL",),
+    "no common TLS version": (
+        "PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE", "VERSION_TOO_LOW",
+        "INAPPROPRIATE_FALLBACK",
     ),
-    **dict.fromkeys(
-        ("ALERT", "BAD_CERTIFICATE_STATUS", "BAD_CERTIFICATE_HASH", "CERTIFICATE_UNOBTAINABLE"),
-        "the peer ended the handshake",
+    "no common cipher": ("NO_CIPHERS_AVAILABLE", "WRONG_CIPHER_RETURNED", "UNKNOWN_CIPHER_RETURNED"),
+    "the peer's key exchange is too weak": ("DH_KEY_TOO_SMALL",),
+    "no common signature algorithm": ("WRONG_SIGNATURE_TYPE", "NO_SUITABLE_SIGNATURE_ALGORITHM", "LEGACY_SIGALG"),
+    "the peer lacks secure renegotiation": ("UNSAFE_LEGACY_RENEGOTIATION",),
+    "the peer does not speak TLS": (
+        "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "HTTP_REQUEST",
+    ),
+    "closed during the handshake": ("EOF", "CLOSED_BEFORE"),
+    "the handshake was not understood": (
+        "UNEXPECTED_MESSAGE", "BAD_RECORD_MAC", "DECRYPTION_FAILED", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER",
+        "DECODE_ERROR", "DECRYPT_ERROR", "MISSING_EXTENSION", "UNSUPPORTED_EXTENSION", "BAD_SIGNATURE",
+        "UNEXPECTED_RECORD", "LENGTH_MISMATCH", "BAD_LENGTH",
+    ),
+    "the peer ended the handshake": (
+        "ALERT", "BAD_CERTIFICATE_STATUS", "BAD_CERTIFICATE_HASH", "CERTIFICATE_UNOBTAINABLE",
     ),
 }  # fmt: skip
 
@@ -1835,8 +1804,8 @@ def _tls_failed(error: Exception, context: ssl.SSLContext | None) -> TLSFailed:
             return TLSFailed(message, detail=words)
     if isinstance(error, ConnectionError):
         return TLSFailed("closed during the handshake", detail=words)
-    message = next((message for part, message in _TLS_FAILURES.items() if part in said), "handshake failed")
-    return TLSFailed(message, detail=words)
+    known = (message for message, parts in _TLS_FAILURES.items() if any(part in said for part in parts))
+    return TLSFailed(next(known, "handshake failed"), detail=words)
 
 
 def _check_names(secured: ssl.SSLSocket) -> None:
@@ -1975,46 +1944,29 @@ _EXPECTED = {
 _REJECT_RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 _REJECT_SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
 _REJECT_REASONS = {
-    (1, 1): "no reason given",
-    (1, 2): "application context name not supported",
-    (1, 3): "calling AE title not recognized",
-    (1, 7): "called AE title not recognized",
-    (2, 1): "no reason given",
-    (2, 2): "protocol version not supported",
-    (3, 1): "temporary congestion",
-    (3, 2): "local limit exceeded",
-}
+    (1, 1): "no reason given", (1, 2): "application context name not supported",
+    (1, 3): "calling AE title not recognized", (1, 7): "called AE title not recognized",
+    (2, 1): "no reason given", (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion", (3, 2): "local limit exceeded",
+}  # fmt: skip
 
 # PS3.8 Table 9-26
 _ABORT_SOURCES = {0: "service-user", 2: "service-provider"}
 _ABORT_REASONS = {
-    0: "reason not specified",
-    1: "unrecognized PDU",
-    2: "unexpected PDU",
-    4: "unrecognized PDU parameter",
-    5: "unexpected PDU parameter",
-    6: "invalid PDU parameter value",
-}
+    0: "reason not specified", 1: "unrecognized PDU", 2: "unexpected PDU", 4: "unrecognized PDU parameter",
+    5: "unexpected PDU parameter", 6: "invalid PDU parameter value",
+}  # fmt: skip
 
 # PS3.8 Table 9-18
 _CONTEXT_RESULTS = {
-    1: "user rejection",
-    2: "no reason",
-    3: "abstract syntax not supported",
-    4: "transfer syntaxes not supported",
-}
+    1: "user rejection", 2: "no reason", 3: "abstract syntax not supported", 4: "transfer syntaxes not supported",
+}  # fmt: skip
 
 # The first bytes with which other protocols answer an A-ASSOCIATE-RQ.
 _FINGERPRINTS = {
-    b"HTTP/": "HTTP",
-    b"<": "HTML or XML",
-    b"SSH-": "SSH",
-    b"220": "SMTP or FTP",
-    b"\x15\x03": "TLS",
-    b"\x16\x03": "TLS",
-    b"\x0bMSH": "HL7 (MLLP)",
-    b"RFB ": "VNC",
-}
+    b"HTTP/": "HTTP", b"<": "HTML or XML", b"SSH-": "SSH", b"220": "SMTP or FTP", b"\x15\x03": "TLS",
+    b"\x16\x03": "TLS", b"\x0bMSH": "HL7 (MLLP)", b"RFB ": "VNC",
+}  # fmt: skip
 
 _RELEASED = "the peer released the association without an answer"
 
@@ -2536,14 +2488,10 @@ def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
 
 # The elements of a command set that matter here (PS3.7 E.1), all of group 0000.
 _ELEMENTS = {
-    0x0002: "Affected SOP Class UID",
-    0x0100: "Command Field",
-    0x0110: "Message ID",
-    0x0120: "Message ID Being Responded To",
-    0x0800: "Command Data Set Type",
-    0x0900: "Status",
+    0x0002: "Affected SOP Class UID", 0x0100: "Command Field", 0x0110: "Message ID",
+    0x0120: "Message ID Being Responded To", 0x0800: "Command Data Set Type", 0x0900: "Status",
     0x0902: "Error Comment",
-}
+}  # fmt: skip
 
 
 class _Command(NamedTuple):
@@ -3578,17 +3526,11 @@ _CALLERS_TLS_FAILURES = [
     ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
     ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
     ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
-    (
-        "ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)",
-        "the caller refuses our certificate",
-        "let the caller trust the CA that issued --cert",
-    ),
-    (
-        "UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION",
-        "the caller offers no TLS 1.2 or later",
-        "configure the caller for TLS 1.2 or later",
-    ),
-]
+    ("ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)", "the caller refuses our certificate",
+     "let the caller trust the CA that issued --cert"),
+    ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION", "the caller offers no TLS 1.2 or later",
+     "configure the caller for TLS 1.2 or later"),
+]  # fmt: skip
 
 
 class _OtherEnd(_Stream):

@@ -346,7 +346,7 @@ def test_the_case_of_a_hint_can_occur(kind: str, case: str) -> None:
 
 def messages() -> Iterator[tuple[str, str]]:
     """Kind and message (or case) of each error that the module raises with words of its own."""
-    yield from (("tls", text) for text in {*echo._VERIFY_ERRORS.values(), *echo._TLS_FAILURES.values()})
+    yield from (("tls", text) for text in {*echo._VERIFY_ERRORS.values(), *echo._TLS_FAILURES})
     yield from (("tls", text) for text in echo._ALERTS_ON_OUR_CERTIFICATE.values())
     yield from (("rejected", text) for text in echo._REJECT_REASONS.values())
     yield from (("not-supported", text) for text in echo._CONTEXT_RESULTS.values())
