@@ -2435,7 +2435,7 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
     result: int | None = None
     syntaxes: tuple[str | None, ...] = ()
     said: dict[int, bytes] = {}
-    for kind, item in _items(pdu[74:], what):
+    for kind, item in _items(pdu, what, 74):
         if kind == 0x21:  # presentation context: ID, reserved, result, reserved, transfer syntax
             if len(item) < 4:
                 raise ProtocolError(f"malformed {what}: a presentation context of {len(item)} bytes")
@@ -2443,7 +2443,7 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
                 if result not in (None, item[2]):
                     raise ProtocolError(f"presentation context {_CONTEXT_ID} has two results, {result} and {item[2]}")
                 result = item[2]
-                raw = [value for kind, value in _items(item[4:], what) if kind == 0x40] if result == 0 else []
+                raw = [value for kind, value in _items(item, what, 4) if kind == 0x40] if result == 0 else []
                 syntaxes = tuple(map(_text, raw))
                 if any(value != value.strip(b" \0") for value in raw):
                     notes.append("the peer pads the UID of the transfer syntax, which PS3.8 Annex F does not allow")
@@ -2455,14 +2455,14 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
     return _AssociateAC(result, syntaxes, _text(said.get(0x52)), _text(said.get(0x55)), max_pdu, 0x59 in said, notes)
 
 
-def _items(data: bytes, what: str) -> Iterator[tuple[int, bytes]]:
+def _items(data: bytes, what: str, at: int = 0) -> Iterator[tuple[int, bytes]]:
     """Split variable items by their headers: type, reserved, length in two bytes (PS3.8 9.3.2.1)."""
-    while data:
-        length = int.from_bytes(data[2:4], "big")
-        if len(data) < 4 + length:
-            raise ProtocolError(f"malformed {what}: an item of type {data[0]:02X}H is longer than what contains it")
-        yield data[0], data[4 : 4 + length]
-        data = data[4 + length :]
+    while at < len(data):
+        kind, end = data[at], at + 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end > len(data):
+            raise ProtocolError(f"malformed {what}: an item of type {kind:02X}H is longer than what contains it")
+        yield kind, data[at + 4 : end]
+        at = end
 
 
 def _text(value: bytes | None) -> str | None:
@@ -2472,15 +2472,13 @@ def _text(value: bytes | None) -> str | None:
 
 def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
     """P-DATA-TF (PS3.8 9.3.5): context ID, message control header and fragment of each presentation data value."""
-    values, rest = [], pdu[6:]
-    while rest:
-        length = int.from_bytes(rest[:4], "big")
-        if not 2 <= length <= len(rest) - 4:
-            raise ProtocolError(
-                f"malformed P-DATA-TF: a value of {length} bytes where {max(0, len(rest) - 4)} are left"
-            )
-        values.append((rest[4], rest[5], rest[6 : 4 + length]))
-        rest = rest[4 + length :]
+    values, at = [], 6
+    while at < len(pdu):
+        length, left = int.from_bytes(pdu[at : at + 4], "big"), max(0, len(pdu) - at - 4)
+        if not 2 <= length <= left:
+            raise ProtocolError(f"malformed P-DATA-TF: a value of {length} bytes where {left} are left")
+        values.append((pdu[at + 4], pdu[at + 5], pdu[at + 6 : at + 4 + length]))
+        at += 4 + length
     if not values:
         raise ProtocolError("malformed P-DATA-TF: it contains no value")
     return values
@@ -2517,17 +2515,19 @@ def _decode_command(data: bytes) -> _Command:
     elements, notes, explicit = dict[str, bytes](), list[str](), data[4:6].isalpha() and data[4:6].isupper()
     if explicit:
         notes.append("the peer encodes the command set in Explicit VR, where Implicit VR is due")
-    while data:
-        group, element = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
-        start, width = 8, 4
+    end = 0
+    while end < len(data):
+        group, element = (int.from_bytes(data[at : at + 2], "little") for at in (end, end + 2))
+        start, width = end + 8, 4
         if explicit:
-            start, width = (12, 4) if data[4:6] in (b"OB", b"OW", b"SQ", b"UN", b"UT") else (8, 2)
+            long = data[end + 4 : end + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")
+            start, width = (end + 12, 4) if long else (end + 8, 2)
         length = int.from_bytes(data[start - width : start], "little")
-        if len(data) < start + length:
+        end = start + length
+        if end > len(data):
             where = f"({group:04X},{element:04X})"
             raise ProtocolError(f"malformed command set: element {where} is longer than what contains it")
-        value, data = data[start : start + length], data[start + length :]
-        name = _ELEMENTS.get(element, "") if group == 0 else ""
+        value, name = data[start:end], _ELEMENTS.get(element, "") if group == 0 else ""
         if name in elements:
             raise ProtocolError(f"malformed command set: it contains {name} twice")
         if name:
@@ -2552,7 +2552,7 @@ def _describe_pdu(pdu: bytes) -> str:
     with contextlib.suppress(ProtocolError, IndexError):
         if pdu[0] in (1, 2):
             lines.append(f'called AE title "{_text(pdu[10:26])}", calling AE title "{_text(pdu[26:42])}"')
-            for line in _describe_items(pdu[74:]):
+            for line in _describe_items(pdu, 74):
                 lines.append(line)
         elif pdu[0] == 3:
             lines.append(f"result {pdu[7]}, source {pdu[8]}, reason {pdu[9]}")
@@ -2568,15 +2568,15 @@ def _describe_pdu(pdu: bytes) -> str:
     return "".join(f"  {_printable(line)}\n" for line in lines)
 
 
-def _describe_items(data: bytes, indent: str = "") -> Iterator[str]:
-    for kind, item in _items(data, ""):
+def _describe_items(data: bytes, at: int, indent: str = "") -> Iterator[str]:
+    for kind, item in _items(data, "", at):
         name = indent + _ITEM_NAMES.get(kind, f"item {kind:02X}H")
         if kind in (0x20, 0x21):
             yield f"{name} {item[0]}" + (f", result {item[2]}" if kind == 0x21 else "")
-            yield from _describe_items(item[4:], indent + "  ")
+            yield from _describe_items(item, 4, indent + "  ")
         elif kind == 0x50:
             yield name
-            yield from _describe_items(item, indent + "  ")
+            yield from _describe_items(item, 0, indent + "  ")
         elif kind == 0x58:
             yield f"{name}: not shown"
         else:
@@ -3727,9 +3727,9 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
     if len(pdu) < 74:
         raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
     visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
-    for kind, item in _items(pdu[74:], what):
+    for kind, item in _items(pdu, what, 74):
         if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
-            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item[4:], what)]
+            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item, what, 4)]
             offered = [name for kind, name in syntaxes if kind == 0x40]
             sop_classes = [name for kind, name in syntaxes if kind == 0x30]
             visit.proposed += [(name, offered) for name in sop_classes]
