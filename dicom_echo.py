@@ -954,40 +954,25 @@ class EchoResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as ``--format json`` prints it: made of numbers, texts, lists and dictionaries."""
         error: dict[str, Any] | None = None
-        if self.error:
-            error = {name: getattr(self.error, name) for name in ("kind", "phase", "message", "hint", "detail")}
-            error.update(self.error.facts, phase=self.error.phase and str(self.error.phase))
-        elif not self.ok:
-            message = f"status {_hex(self.status or 0)}, {self.status_text}"
-            error = {"kind": "status", "phase": "echo", "message": message, "hint": self.hint, "detail": ""}
-            error["status"] = self.status
+        if self.error or not self.ok:
+            message, detail, facts = f"status {_hex(self.status or 0)}, {self.status_text}", "", {"status": self.status}
+            if self.error:
+                message, detail, facts = self.error.message, self.error.detail, self.error.facts
+            error = {"kind": self.kind, "phase": self.phase and str(self.phase), "message": message}
+            error.update(hint=self.hint, detail=detail, **facts)
         tls: dict[str, Any] | None = None
         if self.tls:
             expiry = _iso(self.tls.certificate_expiry)
             tls = {**vars(self.tls), "certificate_expiry": expiry, "names": list(self.tls.names)}
         return {
-            "schema_version": 1,
-            "type": "echo",
-            "time": _iso(self.started_at),
-            "target": self.target,
-            "label": self.label,
-            "host": self.address.host,
-            "port": self.port,
-            "local": self.local,
-            "remote": self.remote,
-            "called_ae_title": self.called_ae_title,
-            "calling_ae_title": self.calling_ae_title,
-            "message_id": self.message_id,
-            "ok": self.ok,
-            "status": self.status,
-            "status_text": self.status_text,
+            "schema_version": 1, "type": "echo", "time": _iso(self.started_at), "target": self.target,
+            "label": self.label, "host": self.address.host, "port": self.port, "local": self.local,
+            "remote": self.remote, "called_ae_title": self.called_ae_title, "calling_ae_title": self.calling_ae_title,
+            "message_id": self.message_id, "ok": self.ok, "status": self.status, "status_text": self.status_text,
             "phases_ms": {str(phase): _milliseconds(seconds) for phase, seconds in self.timings.items()},
-            "total_ms": _milliseconds(self.total),
-            "peer": self.peer and dict(vars(self.peer)),
-            "tls": tls,
-            "notes": list(self.notes),
-            "error": error,
-        }
+            "total_ms": _milliseconds(self.total), "peer": self.peer and dict(vars(self.peer)), "tls": tls,
+            "notes": list(self.notes), "error": error,
+        }  # fmt: skip
 
 
 def _iso(moment: datetime | None) -> str | None:
@@ -1272,25 +1257,14 @@ class _Echo:
         self.error = error
 
     def result(self) -> EchoResult:
-        request = self.request
+        asked = self.request
         return EchoResult(
-            address=request.address,
-            port=request.port,
-            called_ae_title=request.called_ae_title,
-            calling_ae_title=request.calling_ae_title,
-            message_id=self.message_id,
-            started_at=self.started_at,
-            label=request.label,
-            status=self.status,
-            error=self.error,
-            timings=_Timings(self.timings),
-            local=self.wire.local,
-            remote=self.wire.remote,
-            peer=self.peer,
-            tls=self.tls,
+            address=asked.address, port=asked.port, called_ae_title=asked.called_ae_title,
+            calling_ae_title=asked.calling_ae_title, message_id=self.message_id, started_at=self.started_at,
+            label=asked.label, status=self.status, error=self.error, timings=_Timings(self.timings),
+            local=self.wire.local, remote=self.wire.remote, peer=self.peer, tls=self.tls, released=self.released,
             notes=tuple(dict.fromkeys(self.notes)),  # a peer may do the same many times
-            released=self.released,
-        )
+        )  # fmt: skip
 
 
 class _Association:
@@ -2075,13 +2049,9 @@ class _Dialogue:
             raise ProtocolError(f"the peer accepts, but does not mention presentation context {_CONTEXT_ID}")
         if accepted.result != 0:
             meaning = _CONTEXT_RESULTS.get(accepted.result, "reserved result")
+            case = meaning if accepted.result in _CONTEXT_RESULTS else "no reason"
             detail = f"presentation context result {accepted.result}"
-            raise NotSupported(
-                meaning,
-                case=meaning if accepted.result in _CONTEXT_RESULTS else "no reason",
-                detail=detail,
-                result=accepted.result,
-            )
+            raise NotSupported(meaning, case=case, detail=detail, result=accepted.result)
         self._peer_max_pdu = accepted.max_pdu or 0
         notes, syntax = list(accepted.notes), (accepted.transfer_syntaxes or (None,))[0]
         if len(accepted.transfer_syntaxes) != 1:
@@ -2098,15 +2068,10 @@ class _Dialogue:
     def _on_reject(self, pdu: bytes) -> NoReturn:
         result, source, reason = pdu[7:10]
         meaning = _REJECT_REASONS.get((source, reason), "reserved reason")
+        case = "no reason given" if meaning == "reserved reason" else meaning
         said = _REJECT_RESULTS.get(result, f"result {result}"), _REJECT_SOURCES.get(source, f"source {source}")
-        raise Rejected(
-            meaning,
-            case="no reason given" if meaning == "reserved reason" else meaning,
-            detail=f"{', '.join(said)}, reason {reason}",
-            result=result,
-            source=source,
-            reason=reason,
-        )
+        detail = f"{', '.join(said)}, reason {reason}"
+        raise Rejected(meaning, case=case, detail=detail, result=result, source=source, reason=reason)
 
     def _on_abort(self, pdu: bytes) -> NoReturn:
         source, reason = pdu[8:10]
@@ -2291,16 +2256,20 @@ def _load_codec_once() -> None:
     except OSError as error:  # such as too many open files
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
-        from importlib import metadata
-
-        found = []
-        for name in ("pynetdicom", "pydicom"):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found.append(f"{name} {metadata.version(name)}")
         raise ImportError(
             "dicom-echo needs pynetdicom 2.0.2 or later (pip install pynetdicom); here is "
-            f"{' with '.join(found) or 'none'} ({type(error).__name__}: {error})"
+            f"{' with '.join(_codec_versions()) or 'none'} ({type(error).__name__}: {error})"
         ) from error
+
+
+def _codec_versions() -> list[str]:
+    from importlib import metadata
+
+    found = []
+    for name in ("pynetdicom", "pydicom"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found
 
 
 def _encode_associate_rq(
@@ -4172,13 +4141,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _versions(verbose: bool) -> Iterator[str]:
     """Versions of the tool and its dependencies; verbose, what the archive that it runs from contains."""
-    from importlib import metadata
-
-    parts = []
-    for name in ("pynetdicom", "pydicom"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            parts.append(f"{name} {metadata.version(name)}")
-    yield f"dicom-echo {__version__} ({', '.join([*parts, 'Python ' + '.'.join(map(str, sys.version_info[:3]))])})"
+    python = f"Python {'.'.join(map(str, sys.version_info[:3]))}"
+    yield f"dicom-echo {__version__} ({', '.join([*_codec_versions(), python])})"
     if verbose:
         import json
 
@@ -4781,12 +4745,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         code = _unwritten(error)
         code = _State.UNKNOWN if for_nagios and code else code
-    except ImportError as error:
-        code = _unknown(str(error)) if for_nagios else _USAGE_ERROR
-        if not for_nagios:
-            _complain(str(error))
     except Exception as error:  # any: a bug; no monitoring system shall read more into it than that
         what = f"internal error: {type(error).__name__}: {error}; please report it at {_ISSUES}"
+        what = str(error) if isinstance(error, ImportError) else what  # pynetdicom cannot be loaded
         code = _unknown(what) if for_nagios else _USAGE_ERROR
         if not for_nagios:
             _complain(what)
