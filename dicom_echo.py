@@ -565,6 +565,10 @@ def _is_ip(host: str, family: int) -> bool:
     return True
 
 
+def _is_literal(host: str) -> bool:
+    return _is_ipv6(host) or _is_ip(host, socket.AF_INET)
+
+
 def _is_ipv6(host: str) -> bool:
     address, percent, zone = host.partition("%")
     return _is_ip(address, socket.AF_INET6) and (not percent or bool(_ZONE.fullmatch(zone)))
@@ -1453,37 +1457,41 @@ class _Wire:
 
     def resolve(self, host: str, port: int, family: int) -> _Waiting[list[_Candidate]]:
         """All addresses of a host, in the order in which the system would try them."""
-        # Positional and as text: an application's own resolver may stand in the place of the system's.
-        look_up = functools.partial(socket.getaddrinfo, host, port)
-        literal = _is_ipv6(host) or _is_ip(host, socket.AF_INET)
         try:
-            found = yield from self._look_up(look_up, literal, family, socket.SOCK_STREAM)
+            found = yield from self._look_up(host, port, family)
         except TimeoutError:
             raise
         except Exception as error:  # any: an application's own resolver raises what it likes
-            message, case, detail = "name not resolved", "", _reason(error)
-            if isinstance(error, OSError) and error.errno in _THIS_HOST and not isinstance(error, socket.gaierror):
-                case = "this host"
-            if family:
-                with contextlib.suppress(Exception):
-                    if (yield from self._look_up(look_up, literal, 0, socket.SOCK_STREAM)):
-                        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
-                        message, case = f"the name has no {version} address", "other family"
-                        if literal:
-                            message = "the address does not match -4, -6 or --source"
-            if literal and "%" in host and not case:
-                message = f'this host has no network interface "{host.partition("%")[2]}"'
-                case, detail = "this host", f"it has {', '.join(name for _, name in socket.if_nameindex())}"
-            raise Unreachable(message, case=case, detail=detail, errno=getattr(error, "errno", None)) from None
+            raise (yield from self._unresolved(host, port, family, error)) from None
         return [_Candidate(each[0], each[4]) for each in found]
 
-    def _look_up(self, look_up: Callable[..., list[Any]], at_once: bool, *arguments: int) -> _Waiting[list[Any]]:
+    def _unresolved(self, host: str, port: int, family: int, error: Exception) -> _Waiting[Unreachable]:
+        facts: Any = {"detail": _reason(error), "errno": getattr(error, "errno", None)}
+        if family:
+            with contextlib.suppress(Exception):
+                if (yield from self._look_up(host, port, 0)):
+                    version = "IPv6" if family == socket.AF_INET6 else "IPv4"
+                    message = f"the name has no {version} address"
+                    if _is_literal(host):
+                        message = "the address does not match -4, -6 or --source"
+                    return Unreachable(message, case="other family", **facts)
+        if isinstance(error, OSError) and error.errno in _THIS_HOST and not isinstance(error, socket.gaierror):
+            return Unreachable("name not resolved", case="this host", **facts)
+        if "%" in host:
+            message = f'this host has no network interface "{host.partition("%")[2]}"'
+            facts["detail"] = f"it has {', '.join(name for _, name in socket.if_nameindex())}"
+            return Unreachable(message, case="this host", **facts)
+        return Unreachable("name not resolved", **facts)
+
+    def _look_up(self, host: str, port: int, family: int) -> _Waiting[list[Any]]:
         """Run a name look-up, which can neither be waited for nor ended, in a thread that is left behind if it hangs.
 
         When done, the thread closes its end of a socket pair, which the loop can wait for.
         """
-        if at_once:  # nobody has to be asked for the address of an address
-            return look_up(*arguments)
+        # Positional and as text: an application's own resolver may stand in the place of the system's.
+        look_up = functools.partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+        if _is_literal(host):  # nobody has to be asked for the address of an address
+            return look_up()
         while not _look_ups.acquire(blocking=False):
             if time.perf_counter() >= self.until:
                 raise TimeoutError
@@ -1492,7 +1500,7 @@ class _Wire:
 
         def run() -> None:
             try:
-                outcome.append(look_up(*arguments))
+                outcome.append(look_up())
             except Exception as error:  # any: it is raised below
                 outcome.append(error)
             finally:
@@ -1522,19 +1530,17 @@ class _Wire:
         failures: list[tuple[int, _Candidate, EchoError, float]] = []
         for number, candidate in enumerate(candidates):
             start, self.ready_at, self.remote = time.perf_counter(), None, str(candidate)
-            failure: tuple[int, _Candidate, EchoError]
+            failure: EchoError
             share = max(0.0, self.until - start) / (len(candidates) - number)
             try:
                 yield from self._connect_one(candidate, source, start + share)
             except TimeoutError:
-                failure = 1, candidate, TimedOut(_no_answer(share), timeout=share)
+                rank, failure = 1, TimedOut(_no_answer(share), timeout=share)
             except OSError as error:
-                failure = self._unreachable(error, candidate)
+                rank, failure = self._unreachable(error, candidate)
             else:
-                return [
-                    f"tried first: {other}, {error}, {seconds * 1000:.0f} ms" for _, other, error, seconds in failures
-                ]
-            failures.append((*failure, time.perf_counter() - start))
+                return [f"tried first: {other}, {error}, {took * 1000:.0f} ms" for _, other, error, took in failures]
+            failures.append((rank, candidate, failure, time.perf_counter() - start))
         _, candidate, worst, _ = max(failures, key=lambda failure: failure[0])
         self.remote = str(candidate)
         if len(failures) > 1:
@@ -1543,7 +1549,7 @@ class _Wire:
             raise TimeoutError(worst.detail)
         raise worst
 
-    def _unreachable(self, failure: OSError, candidate: _Candidate) -> tuple[int, _Candidate, Unreachable]:
+    def _unreachable(self, failure: OSError, candidate: _Candidate) -> tuple[int, Unreachable]:
         """Rank: this host's own trouble > refused > silent > no route (often only IPv6 is missing)."""
         case = ""
         if failure.errno in _THIS_HOST:
@@ -1551,7 +1557,7 @@ class _Wire:
         elif candidate.family == socket.AF_INET6 and re.match("fe[89ab]", str(candidate.sockaddr[0]), re.IGNORECASE):
             case = "link-local" if not candidate.sockaddr[3] else ""
         error = Unreachable(_reason(failure), case=case, errno=failure.errno)
-        return 3 if case else 2 if isinstance(failure, ConnectionRefusedError) else 0, candidate, error
+        return 3 if case else 2 if isinstance(failure, ConnectionRefusedError) else 0, error
 
     def _connect_one(self, candidate: _Candidate, source: str | None, until: float) -> _Waiting[None]:
         sock = socket.socket(candidate.family, socket.SOCK_STREAM)
@@ -1647,14 +1653,10 @@ class _Wire:
         secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _certificate(secured)
         return TLSInfo(
-            version=secured.version() or "",
-            cipher=(secured.cipher() or ("",))[0],
-            certificate_expiry=certificate.not_after,
-            certificate_verified=context.verify_mode != 0,
-            subject=certificate.subject,
-            issuer=certificate.issuer,
-            names=certificate.names,
-        )
+            version=secured.version() or "", cipher=(secured.cipher() or ("",))[0],
+            certificate_expiry=certificate.not_after, certificate_verified=context.verify_mode != 0,
+            subject=certificate.subject, issuer=certificate.issuer, names=certificate.names,
+        )  # fmt: skip
 
     def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
         """The TLS handshake: as a client with ``server_hostname``, as a server with ``server_side``."""
