@@ -959,7 +959,8 @@ class EchoResult:
         """The result as ``--format json`` prints it: made of numbers, texts, lists and dictionaries."""
         error: dict[str, Any] | None = None
         if self.error or not self.ok:
-            message, detail, facts = f"status {_hex(self.status or 0)}, {self.status_text}", "", {"status": self.status}
+            message, detail = f"status {_hex(self.status or 0)}, {self.status_text}", ""
+            facts: dict[str, object] = {"status": self.status}
             if self.error:
                 message, detail, facts = self.error.message, self.error.detail, self.error.facts
             error = {"kind": self.kind, "phase": self.phase and str(self.phase), "message": message}
@@ -1294,6 +1295,8 @@ class _Association:
             accepted = yield from self._exchange(self._dialogue.associate(), echo)
         self._peer = echo.peer = accepted.peer
         echo.notes += accepted.notes
+        if self._request.identity and self._request.identity._type != 1 and not self._request.tls:
+            echo.notes.append("the secret of the user identity was sent without TLS")
 
     def _connect(self, echo: _Echo) -> _Waiting[None]:
         """Name look-up, TCP, TLS."""
@@ -3740,7 +3743,8 @@ def _listen(
                     listeners.append(stack.enter_context(listener))
             except OSError as error:
                 if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # there is no IPv6
-                    raise ValueError(f"cannot listen on {_host_port(host, port)}: {_reason(error)}") from None
+                    why = _reason(error).partition(" (while")[0]  # Python says once more on which
+                    raise ValueError(f"cannot listen on {_host_port(host, port)}: {why}") from None
         yield _OtherEnd(listeners, called, calling, tls, count, wait)
 
 
@@ -3998,6 +4002,7 @@ usage: dicom-echo [OPTIONS] HOST [HOST ...]
   -v, -d              show times and details; show every PDU
   --format FORMAT     text, json, nagios or prometheus
   --self-test         start a temporary local peer and echo it
+  --listen PORT       be echoed, and show what callers send
   --help              everything else
 
 {_EXAMPLES}
@@ -4714,8 +4719,8 @@ def _print_visits(
                     break
                 if not args.quiet:
                     print(_encodable(line, stream), file=stream, flush=True)
-        if not end.answered and not signals.number:
-            _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} seconds")
+        if not (end.answered or signals.number or args.quiet):
+            _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} s")
     except OSError as error:
         unwritten = _unwritten(error)
     return max(unwritten, 0 if end.answered else 3, _INTERRUPTED + signals.number if signals.number else 0)

@@ -201,12 +201,13 @@ def test_options_reach_the_wire(
 
 def test_a_password_from_the_environment(capsys: Capsys, good: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ECHO_PASSWORD", "top")
-    assert run_main(capsys, "--user", "alice", good.address) == SUCCESS
+    note = "   note      the secret of the user identity was sent without TLS\n"
+    assert run_main(capsys, "--user", "alice", good.address) == Outcome(0, SUCCESS.out + note, "")
     assert b"\x02\x01\x00\x05alice\x00\x03top" in good.conversation().raw
 
 
 def test_a_secret_on_standard_input(good: RawPeer) -> None:
-    assert run_process(command_line("--jwt-file", "-", good.address), stdin=b"top\n") == SUCCESS
+    assert run_process(command_line("-q", "--jwt-file", "-", good.address), stdin=b"top\n") == Outcome(0, "", "")
     assert b"\x05\x01\x00\x03top" in good.conversation().raw
 
 
@@ -499,6 +500,27 @@ def test_the_self_test_over_ipv6(capsys: Capsys, ipv6: str) -> None:
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize(("arguments", "code"), [(["-h"], 0), (["--format", "nagios"], 3)])
+def test_the_console_script(monkeypatch: pytest.MonkeyPatch, capsys: Capsys, arguments: list[str], code: int) -> None:
+    """It takes the signals of its process, which is that of the tests here."""
+    for name in ("_own_process", "_is_command"):
+        monkeypatch.setattr(dicom_echo, name, False)
+    monkeypatch.setattr(sys, "argv", ["dicom-echo", *arguments])
+    ending = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in ending]
+    try:
+        with pytest.raises(SystemExit) as left:
+            dicom_echo._command()
+        handlers = [signal.getsignal(number) for number in ending]
+    finally:
+        for number, handler in zip(ending, before):
+            signal.signal(number, handler)
+    assert left.value.code == code
+    assert (handlers[0] == signal.SIG_DFL) == (code == 0)
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("flags", [["-O"], ["-OO"], [*["-bb"] * MODERN, "-W", "error"], ["-X", "dev"]], ids=str)

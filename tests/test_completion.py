@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from command import PATIENCE, Outcome, command_line, environment, run_main, run_process
+from command import PATIENCE, Outcome, command_line, run_main, run_process
 from conftest import require
+
+import dicom_echo
 
 pytest.importorskip("shtab")
 
@@ -72,7 +75,11 @@ def install(shell: str) -> Outcome:
     path = require(shell, shell)
     if shell == "bash" and not BASH_COMPLETION.exists():
         require("bash_completion", "bash-completion")
-    return run_process(command_line("--install-completion"), environment(SHELL=path))
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patched.setenv("SHELL", path)
+        code = dicom_echo.main(["--install-completion"])
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @contextlib.contextmanager
