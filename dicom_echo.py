@@ -749,17 +749,15 @@ class _Request:
             raise TypeError(f"transfer_syntaxes must be a sequence of names, not {self.transfer_syntaxes!r}")
         if self.tls is not None and not hasattr(self.tls, "wrap_socket"):
             raise TypeError(f"tls must be an ssl.SSLContext, not {self.tls!r}")
-        expected = self.server_hostname
-        rules = {
-            f"timeout must be more than 0 and at most {_MAX_SECONDS:.0f} seconds": 0 < self.timeout <= _MAX_SECONDS,
-            "family must be 0, socket.AF_INET or socket.AF_INET6": self.family
-            in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6),
-            "server_hostname must be a host name": expected is None or (expected != "" and expected.isprintable()),
-            "max_pdu must be 0 (unlimited) or in the range 16-4294967295": self.max_pdu == 0
-            or 16 <= self.max_pdu < 1 << 32,
-            "transfer_syntaxes must be 1 to 100 names": 0 < len(self.transfer_syntaxes) <= 100,
-        }
-        for rule, kept in rules.items():
+        expected, families = self.server_hostname, (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
+        for kept, rule in (
+            (0 < self.timeout <= _MAX_SECONDS, f"timeout must be more than 0 and at most {_MAX_SECONDS:.0f} seconds"),
+            (self.family in families, "family must be 0, socket.AF_INET or socket.AF_INET6"),
+            (expected is None or (expected != "" and expected.isprintable()), "server_hostname must be a host name"),
+            (self.max_pdu == 0 or 16 <= self.max_pdu < 1 << 32,
+             "max_pdu must be 0 (unlimited) or in the range 16-4294967295"),
+            (0 < len(self.transfer_syntaxes) <= 100, "transfer_syntaxes must be 1 to 100 names"),
+        ):  # fmt: skip
             if not kept:
                 raise ValueError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
         object.__setattr__(self, "transfer_syntaxes", tuple(map(_transfer_syntax, self.transfer_syntaxes)))
@@ -1219,22 +1217,21 @@ class _Echo:
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
         """Time a phase; record it, with its hint, on any EchoError raised inside."""
-        start = time.perf_counter()
-        self.wire.ready_at = end = None
+        start, self.wire.ready_at = time.perf_counter(), None
         try:
             yield
-            end = self.wire.ready_at  # when the answer arrived, which may be before it was our turn
         except EchoError as error:
-            end = self.wire.ready_at
             self._explain(error, phase)
             raise
         except TimeoutError as error:
+            self.wire.ready_at = None
             late = self.expired()
             late.detail = str(error)
             self._explain(late, phase)
             raise late from None
         finally:
-            self.timings[phase] = (end or time.perf_counter()) - start
+            # The answer may have arrived before it was our turn.
+            self.timings[phase] = (self.wire.ready_at or time.perf_counter()) - start
             _log_pdus(self.pdus, self.request.target)
             self.pdus.clear()
 
@@ -3104,10 +3101,9 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             yield from _notes(result, style)  # such as the peer's own comment on a failure
         yield ""
     kinds = sorted(tally.total.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
-    what = ("echo" if tally.total.sent == 1 else "echoes") if repeated else (
-        "target" if tally.total.sent == 1 else "targets"
-    )  # fmt: skip
-    line = f"{tally.total.sent} {what}: " + (", ".join(f"{number} {kind}" for kind, number in kinds) or "none answered")
+    one, many = ("echo", "echoes") if repeated else ("target", "targets")
+    line = f"{tally.total.sent} {one if tally.total.sent == 1 else many}: "
+    line += ", ".join(f"{number} {kind}" for kind, number in kinds) or "none answered"
     if tally.interrupted:
         left = {"under way": len(tally.under_way), "not asked": len({*tally.targets} - {*tally.of, *tally.under_way})}
         rest = " and".join(f" {number} {what}" for what, number in left.items() if number)
@@ -3236,16 +3232,12 @@ def _json_lines(tally: _Tally, summary: bool) -> Iterator[str]:
         times = ("minimum", "average", "maximum", "deviation")
         end = None if every.last is None else every.last.started_at.timestamp() + every.last.total
         summed = {
-            "schema_version": 1,
-            "type": "summary",
+            "schema_version": 1, "type": "summary",
             "time": _iso(datetime.fromtimestamp(end, timezone.utc) if end else None),
-            "targets": len(tally.targets),
-            "sent": every.sent,
-            "succeeded": every.succeeded,
-            "loss_percent": round(every.loss, 3),
-            "kinds": dict(sorted(every.kinds.items())),
+            "targets": len(tally.targets), "sent": every.sent, "succeeded": every.succeeded,
+            "loss_percent": round(every.loss, 3), "kinds": dict(sorted(every.kinds.items())),
             "times_ms": {name: _milliseconds(getattr(every, name)) for name in times} if every.succeeded else None,
-        }
+        }  # fmt: skip
         yield json.dumps(summed)
 
 
@@ -3313,9 +3305,8 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
         result = statistics.verdict
         phases = [f"{phase}={seconds:.4f}s;;;0" for phase, seconds in result.timings.items()] if result.ok else []
         data = [*_performance("", statistics, target, thresholds), *phases]
-        yield " | ".join(
-            filter(None, [f"DICOM ECHO {worst.name} - {_plugin_text(target, statistics, why)}", " ".join(data)])
-        )
+        first = f"DICOM ECHO {worst.name} - {_plugin_text(target, statistics, why)}"
+        yield f"{first} | {' '.join(data)}" if data else first
         return
     good = sum(state is _State.OK for _, _, state, _ in judged)
     first = f"; {_plugin_text(target, statistics, why)}" if worst else ""
@@ -3328,7 +3319,7 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
         for each in _performance(_unique(target.label or target.target, used), statistics, target, thresholds)
     ]
     yield from lines[:-1]
-    yield " | ".join(filter(None, [lines[-1], " ".join(data)]))
+    yield f"{lines[-1]} | {' '.join(data)}" if data else lines[-1]
 
 
 def _plugin_text(target: _Request, statistics: _Statistics, why: str) -> str:
@@ -3838,9 +3829,9 @@ def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[
             number = math.nan
         if not low <= number <= high or number == math.inf:  # `isinf` fails on whole numbers of 310 digits
             what = "a whole number " if kind is int else ""
-            limits = (
-                f"{'of ' if what else ''}at least {low:g}" if high == math.inf else f"between {low:g} and {high:.0f}"
-            )
+            limits = f"between {low:g} and {high:.0f}"
+            if high == math.inf:
+                limits = f"{'of ' if what else ''}at least {low:g}"
             raise ValueError(f"must be {what}{limits}, not {text!r}")
         return number
 
@@ -4391,20 +4382,14 @@ def _output(file: str | None) -> Iterator[TextIO]:
         yield io.StringIO() if closed else sys.stdout
         return
     final = os.path.realpath(file)
-    replaces = not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
     draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
-        if (number := _named_descriptor(file)) is not None:  # opening it again would write from its start
-            replaces = False
-            stream = open(os.dup(number), "w", encoding="utf-8")  # noqa: SIM115
-        elif not replaces:  # a pipe or a device; a pipe that nobody reads must not be waited for
-            flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
-            stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
-            if hasattr(os, "set_blocking"):
-                os.set_blocking(stream.fileno(), True)
-        else:
+        replaces = _named_descriptor(file) is None and (
+            not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
+        )
+        if replaces:
             _check_folder(os.path.dirname(final), final)
-            stream = open(draft, "x", encoding="utf-8")  # noqa: SIM115
+        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file)  # noqa: SIM115
     except (OSError, ValueError) as error:
         no_reader = isinstance(error, OSError) and error.errno == errno.ENXIO
         why = "nobody reads it" if no_reader else _reason(error)
@@ -4425,6 +4410,17 @@ def _output(file: str | None) -> Iterator[TextIO]:
         if replaces:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
+
+
+def _open_in_place(file: str) -> TextIO:
+    """A descriptor of ours, a pipe or a device."""
+    if (number := _named_descriptor(file)) is not None:  # opening it again would write from its start
+        return open(os.dup(number), "w", encoding="utf-8")
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads must not be waited for
+    stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(stream.fileno(), True)
+    return stream
 
 
 def _check_folder(folder: str, file: str) -> None:
@@ -4523,13 +4519,13 @@ def _flush() -> int:
         try:
             if stream is not None:  # a process may be started without
                 stream.flush()
-        except (OSError, ValueError, AttributeError) as error:
-            if not isinstance(error, OSError):
-                continue  # closed, or an application's own
+        except OSError as error:
             with contextlib.suppress(OSError, ValueError):
                 if _is_command:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = _unwritten(error) if stream is sys.stdout else code
+        except (ValueError, AttributeError):
+            pass  # closed, or an application's own
     return code
 
 
@@ -4616,13 +4612,10 @@ def _run(arguments: list[str], parser: Any) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         try:
-            for do, shell in (
-                (_completion_script, args.show_completion),
-                (_install_completion, args.install_completion),
-            ):
-                if shell:
-                    print(do(_login_shell() if shell is True else shell))
-                    return 0
+            if shell := args.show_completion or args.install_completion:
+                complete = _completion_script if args.show_completion else _install_completion
+                print(complete(_login_shell() if shell is True else shell))
+                return 0
             _check(args)
             if args.listen:
                 tls = _tls_context(args) if args.tls else None
@@ -4633,16 +4626,11 @@ def _run(arguments: list[str], parser: Any) -> int:
                 )
                 return _print_visits(args, end, signals, stream, stack)
             options: Options = {
-                "timeout": args.timeout or _DEFAULT_TIMEOUT,
-                "family": args.family,
-                "source": args.source,
-                "tls": _tls_context(args) if args.tls else None,
-                "server_hostname": args.server_hostname,
-                "identity": _identity(args),
-                "max_pdu": args.max_pdu,
-                "transfer_syntaxes": args.transfer_syntaxes or ("implicit", "explicit"),
-                "abort": args.abort,
-            }
+                "timeout": args.timeout or _DEFAULT_TIMEOUT, "family": args.family, "source": args.source,
+                "tls": _tls_context(args) if args.tls else None, "server_hostname": args.server_hostname,
+                "identity": _identity(args), "max_pdu": args.max_pdu,
+                "transfer_syntaxes": args.transfer_syntaxes or ("implicit", "explicit"), "abort": args.abort,
+            }  # fmt: skip
             if args.self_test:
                 own = _peer_of_our_own("::1" if args.family == socket.AF_INET6 else "127.0.0.1")
                 args.hosts = [stack.enter_context(own)]
