@@ -1594,7 +1594,8 @@ class _Wire:
 
     def receive(self) -> _Waiting[bytes]:
         """Bytes as they come; empty when the peer has closed the connection."""
-        events = 0 if self._decrypted() else selectors.EVENT_READ
+        decrypted = hasattr(self._socket, "pending") and self._socket.pending()  # but not read yet
+        events = 0 if decrypted else selectors.EVENT_READ
         while True:
             self._acknowledge_at_once()
             if events:
@@ -1609,9 +1610,9 @@ class _Wire:
         """Bytes that have already arrived; empty when the peer has closed the connection, None if there are none."""
         try:
             return self._receive()
-        except OSError as error:
-            if isinstance(error, EchoError):
-                raise
+        except EchoError:
+            raise
+        except OSError:
             return None
 
     def _receive(self) -> bytes:
@@ -1623,10 +1624,6 @@ class _Wire:
             if type(error).__module__ == "ssl":
                 raise _tls_failed(error, self._socket.context) from None
             raise ConnectionLost("reset by the peer", detail=_reason(error)) from None
-
-    def _decrypted(self) -> bool:
-        """Whether TLS holds data that it has taken from the socket and that has not been read yet."""
-        return hasattr(self._socket, "pending") and self._socket.pending() > 0
 
     def _acknowledge_at_once(self) -> None:
         """Keep Linux from delaying the acknowledgement that a peer with Nagle's algorithm waits 40 ms for.
@@ -3072,12 +3069,11 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         return start + style.paint(colour, words)
 
     live = endless and len(tally.targets) + 2 < style.height
-    places = {target: len(tally.targets) - number for number, target in enumerate(tally.targets)}
     if live:
         yield from map(row, tally.targets)
     for event in tally:
         if live:  # up to its row, and down again
-            up = places[event.target]
+            up = len(tally.targets) - tally.targets.index(event.target)
             yield f"\x1b[{up}A\x1b[K{row(event.target)}\x1b[{up}B\r\x1b[A"
         elif endless:
             start = f"{name(event.target)}  seq={tally.of[event.target].sent} "
@@ -3502,14 +3498,9 @@ class _OtherEnd(_Stream):
     """A Verification SCP, and the stream of visits to it."""
 
     def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        called: str | None,
-        calling: str | None,
-        tls: ssl.SSLContext | None,
-        count: int,
-        wait: float,
-    ) -> None:
+        self, listeners: Sequence[socket.socket], called: str | None, calling: str | None, tls: ssl.SSLContext | None,
+        count: int, wait: float,
+    ) -> None:  # fmt: skip
         super().__init__([*map(self._accept, listeners), self._limit(wait)], _MAX_CALLERS)
         self.addresses = [_host_port(*each.getsockname()[:2]) for each in listeners]
         self.accepted = self.answered = 0
@@ -3596,7 +3587,7 @@ class _OtherEnd(_Stream):
         contexts, max_pdu = _read_associate_rq(visit, request)
         if rejection := self._rejection(visit, request):
             source, reason = rejection
-            visit.rejected, visit.hint = reason, self._admitting(visit)
+            visit.rejected = reason
             yield from wire.send(bytes([3, 0, 0, 0, 0, 4, 0, 1, source, reason]))  # A-ASSOCIATE-RJ (PS3.8 9.3.4)
             return f"rejected: {_REJECT_REASONS[source, reason]} (reason {reason})"
         yield from wire.send(_encode_associate_ac(request, _MAX_REQUEST_LENGTH, contexts))
@@ -3617,24 +3608,20 @@ class _OtherEnd(_Stream):
             self.answered += 1
 
     def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
-        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected."""
-        if not request[7] & 1:
-            return 2, 2
-        if self._called and visit.called != self._called:
-            return 1, 7
-        return (1, 3) if self._calling and visit.calling != self._calling else None
-
-    def _admitting(self, visit: _Visit) -> str:
-        """What would admit a caller that is rejected."""
+        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected; sets the hint."""
         import shlex
 
-        options = []
+        wrong: dict[int, str] = {}  # titles, by the reason: what would admit the caller
         if self._called and visit.called != self._called:
-            options.append(f"-aec {shlex.quote(visit.called or '')}")
+            wrong[7] = f"-aec {shlex.quote(visit.called or '')}"
         if self._calling and visit.calling != self._calling:
-            options.append(f"-aet {shlex.quote(visit.calling or '')}")
-        wanted = f'call "{self._called or visit.called}" as "{self._calling or visit.calling}"'
-        return f"let the caller {wanted}, or listen with {' '.join(options)}" if options else ""
+            wrong[3] = f"-aet {shlex.quote(visit.calling or '')}"
+        if wrong:
+            wanted = f'call "{self._called or visit.called}" as "{self._calling or visit.calling}"'
+            visit.hint = f"let the caller {wanted}, or listen with {' '.join(wrong.values())}"
+        if not request[7] & 1:
+            return 2, 2
+        return (1, next(iter(wrong))) if wrong else None
 
 
 class _Caller:
@@ -3713,13 +3700,9 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
 
 @contextlib.contextmanager
 def _listen(
-    endpoints: Sequence[tuple[str, int]],
-    called: str | None = None,
-    calling: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    count: int = 0,
-    wait: float = math.inf,
-) -> Iterator[_OtherEnd]:
+    endpoints: Sequence[tuple[str, int]], called: str | None = None, calling: str | None = None,
+    tls: ssl.SSLContext | None = None, count: int = 0, wait: float = math.inf,
+) -> Iterator[_OtherEnd]:  # fmt: skip
     """The other end, while it listens; of several addresses, those that this host does not have are skipped."""
     global _own_process
     _own_process = False  # a thread of ours encodes, too
@@ -3849,11 +3832,6 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     return [(address.host, address.port)]
 
 
-def _server_name(text: str) -> str:
-    _check_host(text)
-    return text
-
-
 def _parser() -> Any:
     """All arguments and options, one paragraph a group."""
     import argparse
@@ -3927,7 +3905,7 @@ def _parser() -> Any:
         help="read the pass phrase of the key from FILE (or set DICOM_ECHO_KEY_PASSWORD)")
     add("--ciphers", metavar="LIST", type=text, help="ciphers to propose, as OpenSSL's cipher list")
     add("-k", "--insecure", action="store_true", help="do not verify the peer's certificate; only for diagnosis")
-    add("--server-name", dest="server_hostname", metavar="NAME", type=_argument(_server_name),
+    add("--server-name", dest="server_hostname", metavar="NAME", type=_argument(_check_host),
         help="name expected in the peer's certificate (and sent as SNI) [HOST]")
 
     add = parser.add_argument_group("Repeat and Fleet Options").add_argument
@@ -4649,13 +4627,9 @@ def _run(arguments: list[str], parser: Any) -> int:
 
 
 def _print_report(
-    args: argparse.Namespace,
-    targets: Sequence[_Request],
-    campaign: _Stream,
-    signals: _Signals,
-    stream: TextIO,
+    args: argparse.Namespace, targets: Sequence[_Request], campaign: _Stream, signals: _Signals, stream: TextIO,
     stack: contextlib.ExitStack,
-) -> int:
+) -> int:  # fmt: skip
     """Print the report as it comes; return the exit code."""
     shows_progress = _shows_progress(args, stream)
 
