@@ -1211,7 +1211,6 @@ class _Echo:
         self.status: int | None = None
         self.error: EchoError | None = None
         self.peer: Peer | None = None
-        self.tls: TLSInfo | None = None
         self.released = False
 
     @contextlib.contextmanager
@@ -1264,7 +1263,8 @@ class _Echo:
             address=asked.address, port=asked.port, called_ae_title=asked.called_ae_title,
             calling_ae_title=asked.calling_ae_title, message_id=self.message_id, started_at=self.started_at,
             label=asked.label, status=self.status, error=self.error, timings=_Timings(self.timings),
-            local=self.wire.local, remote=self.wire.remote, peer=self.peer, tls=self.tls, released=self.released,
+            local=self.wire.local, remote=self.wire.remote, peer=self.peer, tls=self.wire.tls,
+            released=self.released,
             notes=tuple(dict.fromkeys(self.notes)),  # a peer may do the same many times
         )  # fmt: skip
 
@@ -1277,7 +1277,6 @@ class _Association:
         self._wire = _Wire()
         self._dialogue = _Dialogue(request)
         self._peer: Peer | None = None
-        self._tls: TLSInfo | None = None
         self._used_at = 0.0
         self._last_words = b""  # the PDU to send if we hang up now, if any
 
@@ -1304,7 +1303,7 @@ class _Association:
             echo.notes += yield from wire.connect(candidates, request.source)
         if request.tls:
             with echo.phase(Phase.tls):
-                self._tls = echo.tls = yield from wire.start_tls(request.tls, request.server_hostname or host)
+                yield from wire.start_tls(request.tls, request.server_hostname or host)
 
     def resume(self, echo: _Echo) -> str:
         """Prepare for one more echo; return how the peer has ended the association meanwhile, or "" if it has not."""
@@ -1324,7 +1323,7 @@ class _Association:
         return ""
 
     def _take_up(self, echo: _Echo) -> None:
-        echo.wire, echo.peer, echo.tls = self._wire, self._peer, self._tls
+        echo.wire, echo.peer = self._wire, self._peer
         self._wire.until = echo.until
 
     def echo(self, echo: _Echo) -> _Waiting[None]:
@@ -1447,6 +1446,7 @@ class _Wire:
         self.ready_at: float | None = None  # when the socket was last ready
         self.local: str | None = None
         self.remote: str | None = None
+        self.tls: TLSInfo | None = None
         self._socket: Any = sock
 
     def _ready(self, sock: socket.socket, events: int, until: float = math.inf) -> _Waiting[None]:
@@ -1643,13 +1643,13 @@ class _Wire:
         if self._socket is not None:
             self._socket.close()
 
-    def start_tls(self, context: ssl.SSLContext, name: str) -> _Waiting[TLSInfo]:
+    def start_tls(self, context: ssl.SSLContext, name: str) -> _Waiting[None]:
         """Secure the connection (PS3.15 B.12) and verify the peer."""
         # Names in certificates, and SNI (RFC 6066 3), have no trailing dot; a zone has a meaning only on this host.
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _certificate(secured)
-        return TLSInfo(
+        self.tls = TLSInfo(
             version=secured.version() or "", cipher=(secured.cipher() or ("",))[0],
             certificate_expiry=certificate.not_after, certificate_verified=context.verify_mode != 0,
             subject=certificate.subject, issuer=certificate.issuer, names=certificate.names,
@@ -3294,26 +3294,22 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
     if tally.interrupted:
         yield f"DICOM ECHO UNKNOWN - interrupted after {tally.finished} of {len(tally.targets)} targets"
         return
-    judged = [(target, tally.of[target], *thresholds.judge(tally.of[target])) for target in tally.targets]
-    judged.sort(key=lambda each: _RANK.index(each[2]), reverse=True)
-    target, statistics, worst, why = judged[0]
+    judged = []
+    for target in tally.targets:
+        state, why = thresholds.judge(tally.of[target])
+        judged.append((state, _plugin_text(target, tally.of[target], why), target, tally.of[target]))
+    judged.sort(key=lambda each: _RANK.index(each[0]), reverse=True)
+    worst, text, target, statistics = judged[0]
     if len(judged) == 1:
-        result = statistics.verdict
-        phases = [f"{phase}={seconds:.4f}s;;;0" for phase, seconds in result.timings.items()] if result.ok else []
-        data = [*_performance("", statistics, target, thresholds), *phases]
-        first = f"DICOM ECHO {worst.name} - {_plugin_text(target, statistics, why)}"
-        yield f"{first} | {' '.join(data)}" if data else first
-        return
-    good = sum(state is _State.OK for _, _, state, _ in judged)
-    first = f"; {_plugin_text(target, statistics, why)}" if worst else ""
-    yield f"DICOM ECHO {worst.name} - {good} of {len(judged)} targets OK{first} | ok={good};;;0;{len(judged)}"
-    lines = [f"{state.name} - {_plugin_text(target, statistics, why)}" for target, statistics, state, why in judged]
-    used: set[str] = set()
-    data = [
-        each
-        for target, statistics, _, _ in judged
-        for each in _performance(_unique(target.label or target.target, used), statistics, target, thresholds)
-    ]
+        lines, data = [f"DICOM ECHO {worst.name} - {text}"], _performance("", statistics, target, thresholds)
+        if statistics.verdict.ok:
+            data += [f"{phase}={seconds:.4f}s;;;0" for phase, seconds in statistics.verdict.timings.items()]
+    else:
+        good, first = sum(state is _State.OK for state, *_ in judged), f"; {text}" if worst else ""
+        yield f"DICOM ECHO {worst.name} - {good} of {len(judged)} targets OK{first} | ok={good};;;0;{len(judged)}"
+        lines, data, used = [f"{state.name} - {text}" for state, text, *_ in judged], [], set[str]()
+        for _, _, target, statistics in judged:
+            data += _performance(_unique(target.label or target.target, used), statistics, target, thresholds)
     yield from lines[:-1]
     yield f"{lines[-1]} | {' '.join(data)}" if data else lines[-1]
 
