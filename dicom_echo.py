@@ -169,9 +169,9 @@ def _hex(number: int) -> str:
     return f"{number:04X}H"
 
 
-def _printable(text: str, keep: str = "") -> str:
+def _printable(text: str) -> str:
     """Escape control characters, so that a peer's text cannot control the terminal."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _reason(error: BaseException) -> str:
@@ -1594,7 +1594,7 @@ class _Wire:
 
     def receive(self) -> _Waiting[bytes]:
         """Bytes as they come; empty when the peer has closed the connection."""
-        decrypted = hasattr(self._socket, "pending") and self._socket.pending()  # but not read yet
+        decrypted = hasattr(self._socket, "pending") and self._socket.pending()  # by TLS, but not read yet
         events = 0 if decrypted else selectors.EVENT_READ
         while True:
             self._acknowledge_at_once()
@@ -2243,15 +2243,10 @@ _codec_lock = threading.Lock()
 
 def _load_codec() -> None:
     """Import pynetdicom and encode once, so that no echo pays for it."""
-    with _codec_lock:
-        _load_codec_once()
-
-
-@functools.cache
-def _load_codec_once() -> None:
     try:
-        _encode_associate_rq("A", "B", 0, ("1.2.840.10008.1.2",), None)
-        _encode_c_echo_rq(0, 0)
+        with _codec_lock:
+            _encode_associate_rq("A", "B", 0, ("1.2.840.10008.1.2",), None)
+            _encode_c_echo_rq(0, 0)
     except OSError as error:  # such as too many open files
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
@@ -2495,13 +2490,14 @@ def _decode_command(data: bytes) -> _Command:
         if end > len(data):
             where = f"({group:04X},{element:04X})"
             raise ProtocolError(f"malformed command set: element {where} is longer than what contains it")
-        value, name = data[start:end], _ELEMENTS.get(element, "") if group == 0 else ""
+        if group or element not in _ELEMENTS:
+            continue
+        name, value = _ELEMENTS[element], data[start:end]
         if name in elements:
             raise ProtocolError(f"malformed command set: it contains {name} twice")
-        if name:
-            elements[name] = value
-            if name.endswith("UID") and (length % 2 or value.endswith(b" ")):
-                notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 requires")
+        elements[name] = value
+        if name.endswith("UID") and (length % 2 or value.endswith(b" ")):
+            notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 requires")
     return _Command(elements, notes)
 
 
@@ -2898,12 +2894,11 @@ def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
 
 def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[None]:
     """Retry at growing intervals until Success or until the time is up; the last try is the result."""
-    end, delay, shortest = time.perf_counter() + seconds, 0.2, 0.2
+    tries, end, delay = 0, time.perf_counter() + seconds, 0.2
     yield _Begun(request)
-    tries = 0
     while True:
         tries += 1
-        left = max(end - time.perf_counter(), shortest)  # so that the last try has a little time, too
+        left = max(end - time.perf_counter(), 0.2)  # so that the last try has a little time, too
         result = yield from _probe(request, next(ids), min(request.timeout, left))
         if result.ok or time.perf_counter() >= end:
             break
@@ -3604,7 +3599,7 @@ class _OtherEnd(_Stream):
             self.answered += 1
 
     def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
-        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected; sets the hint."""
+        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected, with a hint."""
         import shlex
 
         wrong: dict[int, str] = {}  # titles, by the reason: what would admit the caller
@@ -4387,7 +4382,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
 
 
 def _open_in_place(file: str) -> TextIO:
-    """A descriptor of ours, a pipe or a device."""
+    """Open a descriptor of this process, a pipe or a device."""
     if (number := _named_descriptor(file)) is not None:  # opening it again would write from its start
         return open(os.dup(number), "w", encoding="utf-8")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads must not be waited for
