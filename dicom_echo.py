@@ -1265,7 +1265,7 @@ class _Echo:
             label=asked.label, status=self.status, error=self.error, timings=_Timings(self.timings),
             local=self.wire.local, remote=self.wire.remote, peer=self.peer, tls=self.wire.tls,
             released=self.released,
-            notes=tuple(dict.fromkeys(self.notes)),  # a peer may do the same many times
+            notes=tuple(dict.fromkeys(self.notes)),  # the same anomaly may occur many times
         )  # fmt: skip
 
 
@@ -1461,7 +1461,7 @@ class _Wire:
             found = yield from self._look_up(host, port, family)
         except TimeoutError:
             raise
-        except Exception as error:  # any: an application's own resolver raises what it likes
+        except Exception as error:  # any: an application's own resolver may raise anything
             raise (yield from self._unresolved(host, port, family, error)) from None
         return [_Candidate(each[0], each[4]) for each in found]
 
@@ -1484,13 +1484,13 @@ class _Wire:
         return Unreachable("name not resolved", **facts)
 
     def _look_up(self, host: str, port: int, family: int) -> _Waiting[list[Any]]:
-        """Run a name look-up, which can neither be waited for nor ended, in a thread that is left behind if it hangs.
+        """Run a name look-up, which can be neither polled nor cancelled, in a thread that is abandoned if it hangs.
 
         When done, the thread closes its end of a socket pair, which the loop can wait for.
         """
-        # Positional and as text: an application's own resolver may stand in the place of the system's.
+        # Positional arguments, the name as text: an application may have replaced getaddrinfo by its own.
         look_up = functools.partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        if _is_literal(host):  # nobody has to be asked for the address of an address
+        if _is_literal(host):  # an IP address needs no name server
             return look_up()
         while not _look_ups.acquire(blocking=False):
             if time.perf_counter() >= self.until:
@@ -2251,7 +2251,7 @@ def _load_codec() -> None:
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
         raise ImportError(
-            "dicom-echo needs pynetdicom 2.0.2 or later (pip install pynetdicom); here is "
+            "dicom-echo needs pynetdicom 2.0.2 or later (pip install pynetdicom); found "
             f"{' with '.join(_codec_versions()) or 'none'} ({type(error).__name__}: {error})"
         ) from error
 
@@ -2477,7 +2477,7 @@ def _decode_command(data: bytes) -> _Command:
     """Read Implicit VR Little Endian (PS3.7 6.3.1), and the Explicit VR that some peers send instead."""
     elements, notes, explicit = dict[str, bytes](), list[str](), data[4:6].isalpha() and data[4:6].isupper()
     if explicit:
-        notes.append("the peer encodes the command set in Explicit VR, where Implicit VR is due")
+        notes.append("the peer encodes the command set in Explicit VR instead of Implicit VR")
     end = 0
     while end < len(data):
         group, element = (int.from_bytes(data[at : at + 2], "little") for at in (end, end + 2))
@@ -3477,7 +3477,7 @@ _CALLERS_TLS_FAILURES = [
     ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
     ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
     ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
-    ("VERIFY_FAILED", "the caller's certificate is not trusted", "listen with the CA that issued it as --cacert"),
+    ("VERIFY_FAILED", "the caller's certificate is not trusted", "pass the CA that issued it with --cacert"),
     ("ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)", "the caller refuses our certificate",
      "let the caller trust the CA that issued --cert"),
     ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION", "the caller offers no TLS 1.2 or later",

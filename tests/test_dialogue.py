@@ -402,7 +402,7 @@ def explicit(*omit: int) -> bytes:
 
 PADDED = "the peer pads the UID of the transfer syntax, which PS3.8 Annex F does not allow"
 ODD_UID = "the Affected SOP Class UID of the answer is not padded as PS3.5 9.1 requires"
-IN_EXPLICIT = "the peer encodes the command set in Explicit VR, where Implicit VR is due"
+IN_EXPLICIT = "the peer encodes the command set in Explicit VR instead of Implicit VR"
 VERSION = "the peer states protocol version {}H, without bit 0 (PS3.8 9.3.3)"
 SYNTAXES = "the peer accepted with {} transfer syntaxes instead of one"
 DATA_SET = "the C-ECHO-RSP announces a data set (command data set type {})"
