@@ -1223,7 +1223,6 @@ class _Echo:
             self._explain(error, phase)
             raise
         except TimeoutError as error:
-            self.wire.ready_at = None
             late = self.expired()
             late.detail = str(error)
             self._explain(late, phase)
@@ -1246,7 +1245,7 @@ class _Echo:
             )
 
     def expired(self, case: str = "") -> TimedOut:
-        message = _no_answer(self.seconds)
+        message, self.wire.ready_at = _no_answer(self.seconds), None  # a part of an answer does not end the phase
         late = time.perf_counter() - self.until
         if late > 1.0:  # the loop looks at the clock in time, unless this process did not run
             message, case = f"{message}, but this process did not run for {late:.0f} s", "suspended"

@@ -47,19 +47,20 @@ def tests(session: nox.Session) -> None:
     session.install(".", *pinned, *dependencies("test"))
     # Most tests wait for a peer or for a time limit, so more of them run in parallel than there are cores.
     pytest = ("-m", "pytest", "-n", "6", *session.posargs)
-    if session.python in (PYTHONS[0], NEWEST):
+    if session.python == NEWEST:
         # The processes that tests start are not measured: they are signalled, run out of files, or fill a disk.
-        session.run("python", *pytest, "--cov", "--cov-report=", env={"COVERAGE_FILE": f".coverage.{session.python}"})
+        session.run("python", *pytest, "--cov", "--cov-report=", "--cov-fail-under=0")
         session.notify("coverage")
+    elif session.python == PYTHONS[0] or session.posargs:
+        session.run("python", *pytest)
     else:
-        session.run("python", *pytest, *([] if session.posargs else ["tests/test_peers.py", "tests/test_command.py"]))
+        session.run("python", *pytest, "tests/test_peers.py", "tests/test_command.py")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Report what the tests of all Pythons together have reached."""
+    """Report what the tests on the newest Python have reached."""
     session.install(*dependencies("test"))
-    session.run("coverage", "combine")
     session.run("coverage", "report")
 
 
