@@ -3598,7 +3598,7 @@ class _OtherEnd(_Stream):
             self.answered += 1
 
     def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
-        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if the caller is to be rejected, with a hint."""
+        """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if one is due; sets the hint."""
         import shlex
 
         wrong: dict[int, str] = {}  # titles, by the reason: what would admit the caller
