@@ -837,3 +837,60 @@ def test_a_host_s_broken_stream_stays_the_host_s() -> None:
         os.close(writer)
         _, err = process.communicate(timeout=PATIENCE)
     assert err.startswith("pipe:")
+
+
+# --- In this process, what others show in one of their own -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "size"), [("77", (77, 0)), ("", (80, 0)), ("many", (80, 0))])
+def test_the_size_of_what_is_no_terminal(monkeypatch: pytest.MonkeyPatch, columns: str, size: tuple[int, int]) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert dicom_echo._terminal_size(io.StringIO()) == size
+
+
+@posix
+@pytest.mark.parametrize(
+    ("wanted", "soft", "hard", "expected", "raised"),
+    [
+        (None, 1024, 4096, 32, []),
+        (None, 70, 4096, 32, [(96, 4096)]),
+        (None, 70, 80, 16, [(80, 80)]),
+        (None, 10, 50, 1, [(50, 50)]),
+        (100, 70, 4096, 100, [(164, 4096)]),
+        (100, 70, 80, None, [(80, 80)]),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: int | None,
+    soft: int,
+    hard: int,
+    expected: int | None,
+    raised: list[object],
+) -> None:
+    import resource
+
+    seen: list[object] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: seen.append(limits))
+    if expected is None:
+        with pytest.raises(ValueError, match="--jobs 100 needs 164 open files, but the system allows 80"):
+            dicom_echo._jobs(wanted, 200)
+    else:
+        assert dicom_echo._jobs(wanted, 200) == expected
+    assert seen == raised
+
+
+def test_targets_from_what_an_application_has_put_in_the_place_of_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys, refusing: Endpoint
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{refusing.host_port} # one\n"))
+    assert run_main(capsys, "-q", "-T", "-") == Outcome(3, "", "")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run_main(capsys, "-q", "-T", "-").err == f"dicom-echo: cannot read -: standard input is closed{HELP}"
+
+
+def test_a_full_disk_is_reported_and_a_closed_pipe_is_not(capsys: Capsys) -> None:
+    assert dicom_echo._unwritten(BrokenPipeError()) == 0
+    assert dicom_echo._unwritten(OSError(28, "No space left on device")) == 2
+    assert capsys.readouterr().err == "dicom-echo: cannot write the results: no space left on device\n"
