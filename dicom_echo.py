@@ -38,19 +38,22 @@ import errno
 import functools
 import heapq
 import importlib.machinery
+import io
 import itertools
 import logging
 import math
 import os
 import re
+import select
 import selectors
 import socket
+import stat
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Optional, TypedDict, TypeVar, cast
 
@@ -2904,8 +2907,6 @@ def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[No
         yield _Wait(None, 0, min(time.perf_counter() + delay, end))
         delay = min(delay * 1.5, 2.0)
     if not result.ok:
-        from dataclasses import replace
-
         result = replace(result, notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
     yield _Echoed(request, result, True)
 
@@ -3080,12 +3081,11 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             yield from _details(event.result, style)
     if not live:
         yield from (row(target) for target in tally.of if endless or target in tally.under_way)
-    failed = [target for target in tally.targets if target in tally.of and not tally.of[target].verdict.ok]
-    if failed:
+    verdicts = ((target, tally.of[target].verdict) for target in tally.targets if target in tally.of)
+    if failed := [(target, verdict) for target, verdict in verdicts if not verdict.ok]:
         yield ""
-        for target in failed:
+        for target, result in failed:
             label = f" {_printable(target.label)}" if target.label else ""
-            result = tally.of[target].verdict
             yield from _headline(f"{target.target}{label}: ", result, style)
             yield from _circumstances(result, style)
             yield from _notes(result, style)  # such as the peer's own comment on a failure
@@ -4343,8 +4343,6 @@ def _named_descriptor(file: str) -> int | None:
 @contextlib.contextmanager
 def _output(file: str | None) -> Iterator[TextIO]:
     """Standard output, or a file that replaces the old one once it is complete."""
-    import io
-
     if file is None or file == "-":
         closed = sys.stdout is None or getattr(sys.stdout, "closed", False)  # a process may be started without
         yield io.StringIO() if closed else sys.stdout
@@ -4452,8 +4450,6 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
 
 def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
     """Whether a progress line would be seen, and not disturb the output of a program that we are piped to."""
-    import stat
-
     if args.quiet or args.debug or not _is_terminal(sys.stderr):
         return False
     if _is_terminal(stream):
@@ -4542,8 +4538,6 @@ class _Signals:
 
     def can_write(self, stream: Any) -> bool:
         """Wait until the reader takes more; after an interruption no longer than a second."""
-        import select
-
         poll: Any = getattr(select, "poll", None)  # Windows polls only sockets
         try:
             poller = poll()
