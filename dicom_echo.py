@@ -464,9 +464,8 @@ _HINTS: dict[tuple[str, str], str] = {
     ("protocol", "associate"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
     ("protocol", "echo"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
     ("status", "SOP class not supported"): "the peer accepted Verification and then refused it: its log may say why",
-    ("status", "not authorized"): 'the peer may not admit the calling AE title "{calling}" (-aet), this host, or '
-    "this "
-    "user",
+    ("status", "not authorized"): 'the peer may not admit the calling AE title "{calling}" (-aet), '
+    "this host, or this user",
     ("status", "resource limitation"): "the peer is out of resources: try again later, and look at its log",
     ("status", "echo"): "the peer answered and reports a failure of its own: its log may say why",
 }  # fmt: skip

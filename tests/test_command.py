@@ -549,7 +549,7 @@ def test_without_any_installed_package(good: RawPeer) -> None:
 
 
 @posix
-@pytest.mark.parametrize("limit", [4, 5, 6, 7, 9, 12])
+@pytest.mark.parametrize("limit", [5, 6, 7, 9, 12])
 def test_few_open_files_are_blamed_on_this_host(good: RawPeer, limit: int) -> None:
     outcome = in_shell(f'ulimit -n {limit}; exec "$@"', "--format", "nagios", good.address)
     assert outcome.out.count("\n") == 1

@@ -23,6 +23,9 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at run time
 from rawpeer import Endpoint, RawPeer
 
+NO_ANSWER = (TimeoutError, socket.timeout)  # which are one from Python 3.10 on
+speaks_ipv6 = pytest.mark.skipif(sys.version_info < (3, 10), reason="the last pynetdicom for Python 3.9 has no IPv6")
+
 
 def run_echoscu(program: str, endpoint: Endpoint, called: str | None = None) -> subprocess.CompletedProcess[str]:
     """An echo by DCMTK."""
@@ -78,6 +81,7 @@ def test_a_real_peer_answers_pynetdicom(real_peer: Peer) -> None:
     assert pynetdicom_echo(real_peer) == 0x0000
 
 
+@speaks_ipv6
 def test_a_real_peer_answers_over_ipv6(ipv6_peer: Peer) -> None:
     assert pynetdicom_echo(ipv6_peer) == 0x0000
     assert pynetdicom_echo(ipv6_peer) == 0x0000, "a second time"
@@ -232,6 +236,7 @@ def test_the_raw_peer_answers_pynetdicom() -> None:
         assert rawpeer.EXPLICIT_VR_LITTLE_ENDIAN in peer.received[0].request.contexts[0].transfer_syntaxes
 
 
+@speaks_ipv6
 def test_the_raw_peer_answers_over_ipv6(ipv6: str) -> None:
     with RawPeer(host=ipv6) as peer:
         assert pynetdicom_echo(peer.endpoint) == 0x0000
@@ -421,7 +426,7 @@ def test_a_silent_listener_connects_and_says_nothing() -> None:
     with rawpeer.silent_listener() as endpoint, connected(endpoint) as sock:
         sock.sendall(b"anybody?")
         sock.settimeout(0.1)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(NO_ANSWER):
             sock.recv(1)
 
 
@@ -429,7 +434,7 @@ def test_a_silent_listener_connects_and_says_nothing() -> None:
 def test_a_full_listener_neither_accepts_nor_refuses() -> None:
     with (
         rawpeer.full_listener() as endpoint,
-        pytest.raises(TimeoutError),
+        pytest.raises(NO_ANSWER),
         socket.create_connection((endpoint.host, endpoint.port), timeout=0.3),
     ):
         pass
