@@ -446,9 +446,8 @@ _HINTS: dict[tuple[str, str], str] = {
     "say more",
     ("rejected", "temporary congestion"): _NO_ROOM,
     ("rejected", "local limit exceeded"): _NO_ROOM,
-    ("rejected", "no reason given with identity"): "the peer may not accept this user identity, or may "
-    "not know an AE title or this "
-    "host, {local}; try without the identity",
+    ("rejected", "no reason given with identity"): "the peer may not accept this user identity, or may not "
+    "know an AE title or this host, {local}; try without the identity",
     ("not-supported", "user rejection"): _REFUSED,
     ("not-supported", "no reason"): _REFUSED,
     ("not-supported", "abstract syntax not supported"): "the peer accepts the AE titles but does not offer the "
