@@ -1334,7 +1334,7 @@ class _Association:
         echo.status = answer.status
         echo.notes += answer.notes
         took = echo.timings
-        if took.get(Phase.associate, 0) > max(0.5, 10 * (took.get(Phase.connect, 0) + took[Phase.echo])):
+        if took.get(Phase.associate, 0) > max(1.0, 10 * (took.get(Phase.connect, 0) + took[Phase.echo])):
             echo.notes.append("only the association was slow: the peer may be doing a reverse DNS lookup of this host")
 
     def release(self, echo: _Echo) -> _Waiting[None]:
