@@ -295,7 +295,7 @@ def test_endless_fragments_end_at_64_kb_not_at_the_limit(fragment: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "answer", "noted"), [(0.9, 0, True), (0.1, 0, False), (0.7, 0.3, False), (0, 0.7, False)]
+    ("accept", "answer", "noted"), [(1.2, 0, True), (0.1, 0, False), (1.1, 0.3, False), (0, 1.1, False)]
 )
 def test_a_slow_association_alone_has_a_likely_reason(accept: float, answer: float, noted: bool) -> None:
     steps = (Pause(answer), Send(GOOD_ECHO), Expect(A_RELEASE_RQ), Send(GOOD_RELEASE))
