@@ -4419,10 +4419,11 @@ def _thresholds(args: argparse.Namespace) -> _Thresholds:
     return _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
 
 
-def _is_terminal(stream: Any) -> bool:
+def _is_terminal(stream: Any, or_dumb: bool = False) -> bool:
     """Whether a stream, which an application may have replaced, is a terminal that can rewrite lines."""
     isatty = getattr(stream, "isatty", None)
-    return bool(isatty and not getattr(stream, "closed", False) and isatty()) and os.environ.get("TERM") != "dumb"
+    terminal = bool(isatty and not getattr(stream, "closed", False) and isatty())
+    return terminal and (or_dumb or os.environ.get("TERM") != "dumb")
 
 
 def _terminal_size(stream: Any) -> tuple[int, int]:
@@ -4441,9 +4442,9 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     colour = choice == "always" or (choice == "auto" and wanted)
     if colour and os.name == "nt":
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width, height = _terminal_size(stream) if terminal else (None, 0)
+    width, height = _terminal_size(stream) if _is_terminal(stream, or_dumb=True) else (None, 0)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
-    return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height)
+    return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
 
 
 def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:

@@ -42,11 +42,14 @@ def columns(text: str) -> int:
 # --- Width -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
 @pytest.mark.parametrize("width", [60, 80, 132])
 @pytest.mark.parametrize("options", [[], ["-v"], ["-c", "2", "-i", "0"]], ids=str)
-def test_lines_are_wrapped_between_words(width: int, options: list[str]) -> None:
+def test_lines_are_wrapped_between_words(width: int, options: list[str], term: str) -> None:
     with RawPeer(REJECTING) as peer:
-        code, shown, _ = run_on_terminal("-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width)
+        code, shown, _ = run_on_terminal(
+            "-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width, changes={"TERM": term}
+        )
     lines = plain(shown).splitlines()
     assert code == 1
     assert max(map(columns, lines)) <= width
