@@ -125,6 +125,13 @@ def test_the_interval_is_from_start_to_start(capsys: Capsys) -> None:
     assert 0.9 < clock.times[-1] - clock.times[0] < 1.7  # with pauses between the echoes: 1.8 and more
 
 
+def test_the_interval_is_a_second_where_none_is_given(capsys: Capsys) -> None:
+    clock = Clock()
+    with RawPeer((clock, *GOOD_SCRIPT)) as peer:
+        assert repeat(capsys, peer.address, "-c", 2).code == 0
+    assert 0.8 < clock.gaps[0] < 1.9
+
+
 def test_slots_that_a_slow_echo_misses_are_left_out(capsys: Capsys) -> None:
     clock = Clock()
     with RawPeer((clock, Pause(0.7), *GOOD_SCRIPT), (clock, *GOOD_SCRIPT)) as peer:

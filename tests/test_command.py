@@ -98,14 +98,20 @@ def refusing() -> Iterator[Endpoint]:
 
 # --- Help and versions -----------------------------------------------------------------------------------------------
 
-FLAGS = (
-    "-aec --called --called-ae-title -aet --calling --calling-ae-title -id --id --message-id --max-pdu "
-    "--transfer-syntax --abort --user --password-file --jwt-file --saml-file --kerberos-file -t --timeout -4 -6 "
-    "--source --tls --cacert --cert --key --key-password-file --ciphers -k --insecure --server-name -c --count -i "
-    "--interval --reuse --wait -T --targets -j --jobs -q --quiet -v --verbose -d --debug --format --warning "
-    "--critical --warning-cert --critical-cert --output --color --self-test --listen --show-completion "
-    "--install-completion -V --version -h --help"
-)
+# The names of each option in their order, and its default.
+OPTIONS = {
+    "-aec --called --called-ae-title": "ANY-SCP", "-aet --calling --calling-ae-title": "ECHOSCU",
+    "-id --id --message-id": "1", "--max-pdu": "16382", "--transfer-syntax": "implicit, explicit", "--abort": None,
+    "--user": None, "--password-file": None, "--jwt-file": None, "--saml-file": None, "--kerberos-file": None,
+    "-t --timeout": "10", "-4": None, "-6": None, "--source": None, "--tls": None, "--cacert": None, "--cert": None,
+    "--key": None, "--key-password-file": None, "--ciphers": None, "-k --insecure": None, "--server-name": "HOST",
+    "-c --count": "1", "-i --interval": "1", "--reuse": None, "--wait": None, "-T --targets": None, "-j --jobs": "32",
+    "-q --quiet": None, "-v --verbose": None, "-d --debug": None, "--format": "text", "--warning": None,
+    "--critical": None, "--warning-cert": None, "--critical-cert": None, "--output": None, "--color": "auto",
+    "--self-test": None, "--listen": None, "--show-completion": "the login shell",
+    "--install-completion": "the login shell", "-V --version": None, "-h": None, "--help": None,
+}  # fmt: skip
+FLAGS = " ".join(OPTIONS)
 VALUED = (
     "-aec -aet -id --max-pdu --transfer-syntax --user --password-file --jwt-file --saml-file --kerberos-file -t "
     "--source --cacert --cert --key --key-password-file --ciphers --server-name -c -i --wait -T -j --format --warning "
@@ -131,11 +137,16 @@ def test_help_is_everything_in_groups_at_most_80_columns_wide(capsys: Capsys, mo
     assert groups[:3] == ["Arguments", "DICOM Options", "User Identity Options"]
     assert [flag for flag in FLAGS.split() if not re.search(rf"(?<!\S){flag}(?![\w-])", out)] == []
     assert [flag for flag in set(re.findall(r"(?<![\S-])--?[a-z][\w-]*", out)) if flag not in FLAGS.split()] == []
-    text = " ".join(out.split())
-    defaults = ("[ANY-SCP]", "[ECHOSCU]", "[1]", "[16382]", "[implicit, explicit]", "[10]", "[text]", "[auto]", "[32]")
-    assert [default for default in defaults if default not in text] == []
     for code in (0, 1, 2, 3, 130):
-        assert re.search(rf"\b{code} [a-z]", text.partition("exit codes:")[2])
+        assert re.search(rf"\b{code} +[a-z]", out.partition("exit codes:")[2])
+
+
+def test_the_names_and_defaults_of_each_option() -> None:
+    parser = dicom_echo._parser()
+    helps = {" ".join(each.option_strings): each.help % vars(each) for each in parser._actions if each.option_strings}
+    told = {names: re.search(r" \[([^\]]+)\]$", text) for names, text in helps.items()}
+    assert {names: found and found[1] for names, found in told.items()} == OPTIONS
+    assert list(helps) == list(OPTIONS)
 
 
 def test_the_options_that_take_a_value_are_those_listed_here() -> None:
@@ -365,7 +376,7 @@ def test_a_usage_error_in_words_of_python_or_the_system(capsys: Capsys, argument
 
 
 @pytest.mark.parametrize("form", ["separate", "="])
-@pytest.mark.parametrize("option", VALUED.split())
+@pytest.mark.parametrize("option", [*VALUED.split(), "--show-completion", "--install-completion"])
 def test_an_option_given_as_empty_text_is_an_error(capsys: Capsys, good: RawPeer, option: str, form: str) -> None:
     """As it is when a script's variable is not set: it is never "not given"."""
     arguments = [f"{option}="] if form == "=" and option.startswith("--") else [option, ""]

@@ -36,6 +36,7 @@ def test_a_request_is_settled_before_anything_is_sent() -> None:
     asked = request("pacs", transfer_syntaxes=["explicit", "1.2.840.10008.1.2"], source="127.0.0.1")
     assert (asked.target, asked.port, asked.family) == ("ANY-SCP@pacs:104", 104, socket.AF_INET)
     assert asked.transfer_syntaxes == ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+    assert (asked.timeout, asked.max_pdu, asked.abort) == (10, 16382, False)
     assert request("[fe80::1%eth0]:104").target == "ANY-SCP@[fe80::1%eth0]:104"
     assert request(Address("PACS", "::1", None)).target == "PACS@[::1]:104"
 
