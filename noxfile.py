@@ -1,5 +1,6 @@
 """The workshop: check, test, build and try dicom-echo."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+PYTHONS = nox.project.python_versions(nox.project.load_toml())  # as classified there
 ARCHIVE = Path("dist/dicom-echo.pyz")
 
 nox.needs_version = ">=2025.5"
@@ -43,7 +44,8 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests: all of them on the lowest and the newest Python, real peers and the command on those between."""
     # 3.9 is tested with the lowest versions of our dependencies, which are also the last that support it.
-    pinned = ["pynetdicom==2.0.2", "pydicom==2.4.4"] if session.python == PYTHONS[0] else []
+    last = re.findall(r"^py\S+", Path("packaging/pyz39.lock").read_text(), re.MULTILINE)
+    pinned = last if session.python == PYTHONS[0] else []
     session.install(".", *pinned, *dependencies("test"))
     # Most tests wait for a peer or for a time limit, so more of them run in parallel than there are cores.
     pytest = ("-m", "pytest", "-n", "6", *session.posargs)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = re.findall(r"Python :: (3\.\d+)", (HERE.parent / "pyproject.toml").read_text())
 START_UP = (HERE / "__main__.py", HERE / "dicom_echo.py")
 UNNEEDED = (
     *("*/*/direct_url.json", "*/*/INSTALLER", "*/*/RECORD", "*/*/REQUESTED", "*/bin", "*/dicom_echo-stubs", "*/share"),
