@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import rawpeer
-from command import command_line, run_main, start_process
+from command import command_line, run_main, run_process, start_process
 from leaks import nothing_left_behind
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -293,6 +293,19 @@ def test_the_failure_that_tells_more_is_told(
         said = re.fullmatch(r"no answer within ([0-9.]+) s", str(result.error))
         assert said is not None
         assert elapsed >= float(said[1]) - 0.05
+
+
+@linux
+def test_no_permission_is_this_host_s_trouble() -> None:
+    """As where a local firewall forbids it. Of a network of our own, so that nothing is sent."""
+    forbid = 'ip link set lo up && ip route add prohibit 192.0.2.7 && echo ready && exec "$@"'
+    code, out, _ = run_process(
+        ["unshare", "--net", "sh", "-c", forbid, "sh", *command_line("--format", "nagios", "192.0.2.7:104")]
+    )
+    if not out.startswith("ready\n"):
+        pytest.skip("only root, with iproute2, can have a network of its own")
+    told = "DICOM ECHO UNKNOWN - ANY-SCP@192.0.2.7:104: Unreachable: permission denied\n"
+    assert (code, out) == (3, f"ready\n{told}")
 
 
 @linux
