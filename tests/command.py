@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -30,6 +31,9 @@ NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals, terminals and devices")
 
 
+INTERNAL_ERROR = re.compile("^(dicom-echo:|DICOM ECHO UNKNOWN -) internal error: ", re.MULTILINE)
+
+
 class Outcome(NamedTuple):
     """What a run of the command leaves behind."""
 
@@ -38,14 +42,15 @@ class Outcome(NamedTuple):
     err: str
 
 
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
-    """Run the command in this process."""
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: object, bug: bool = False) -> Outcome:
+    """Run the command in this process. Its last resort hides no bug from the tests, unless one is expected."""
     capsys.readouterr()
     try:
         code = int(dicom_echo.main([str(argument) for argument in arguments]))
     except SystemExit as left:
         code = int(left.code or 0)
     captured = capsys.readouterr()
+    assert bool(INTERNAL_ERROR.search(captured.out + captured.err)) == bug, captured
     return Outcome(code, captured.out, captured.err)
 
 
@@ -93,6 +98,7 @@ def run_process(
     )
     # What Python itself writes for a line end is not looked at here.
     out, err = (text.decode(encoding).replace("\r\n", "\n") for text in (done.stdout, done.stderr))
+    assert not INTERNAL_ERROR.search(out + err), (out, err)
     return Outcome(done.returncode, out, err)
 
 

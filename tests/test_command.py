@@ -821,7 +821,7 @@ def test_whatever_escapes_is_one_line(capsys: Capsys, monkeypatch: pytest.Monkey
         raise ZeroDivisionError("a bug | of\nours")
 
     monkeypatch.setattr(dicom_echo, "_campaign", fail)
-    code, out, err = run_main(capsys, "pacs", *["--format", "nagios"] * nagios)
+    code, out, err = run_main(capsys, "pacs", *["--format", "nagios"] * nagios, bug=True)
     told = out if nagios else err
     assert (code, out + err) == (3 if nagios else 2, told)
     assert told.count("\n") == 1
