@@ -18,6 +18,7 @@ import pytest
 import rawpeer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydicom import config
 from rawpeer import COMMAND, GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE, LAST, Pdv
 
 import dicom_echo as echo
@@ -436,8 +437,13 @@ NOTES = {
 }
 
 
+@pytest.mark.parametrize("reading", [config.IGNORE, config.WARN, config.RAISE])
 @pytest.mark.parametrize(("stream", "note", "syntax"), NOTES.values(), ids=NOTES)
-def test_what_is_odd_but_decides_nothing_is_a_note(stream: bytes, note: str, syntax: str | None) -> None:
+def test_what_is_odd_but_decides_nothing_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, stream: bytes, note: str, syntax: str | None, reading: int
+) -> None:
+    """However a host has told pydicom to read such values; warnings are errors here anyway."""
+    monkeypatch.setattr(config.settings, "reading_validation_mode", reading)
     peer = replace(PEER, transfer_syntax=syntax)
     stream += b"" if stream.startswith(GOOD_ACCEPT) else GOOD_ECHO
     assert hear(stream) == Heard(0, (note,), peer)
