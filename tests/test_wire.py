@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 import socket
@@ -380,6 +382,31 @@ def test_a_refused_connection_says_so_at_once(refusing: Endpoint) -> None:
         "connection refused", Phase.connect, refusing.host_port,
     )  # fmt: skip
     assert result.total < 20
+
+
+@pytest.mark.parametrize(
+    ("number", "ours"),
+    [
+        *((number, True) for number in (errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)),
+        *((number, False) for number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED)),
+    ],
+    ids=lambda value: errno.errorcode.get(value, value),
+)
+def test_trouble_of_this_host_is_not_blamed_on_the_peer(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, number: int, ours: bool
+) -> None:
+    """A security module forbids the connection, no local port is free, memory is short: not to be had for real here."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    result = echo.probe("127.0.0.1", timeout=5)
+    assert isinstance(result.error, echo.Unreachable)
+    assert (result.error.errno, result.phase) == (number, Phase.connect)
+    assert ("the problem is on this host" in result.hint) == ours
+    code, out, _ = run_main(capsys, "--format", "nagios", "127.0.0.1")
+    assert (code, out[:22]) == ((3, "DICOM ECHO UNKNOWN - A") if ours else (2, "DICOM ECHO CRITICAL - "))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8")
