@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -674,6 +675,20 @@ def test_many_threads_at_once(peer: RawPeer) -> None:
     assert sorted(result.message_id for result in results) == list(range(1, 73))
 
 
+def test_threads_leave_the_filters_of_warnings_as_they_are() -> None:
+    """Not even for a moment: what one thread puts back may be what another has set."""
+    padded = script(accept=rawpeer.associate_ac([(1, 0, "1.2.840.10008.1.2 ")]))
+    before, interval = warnings.filters[:], sys.getswitchinterval()
+    with RawPeer(padded) as odd, ThreadPoolExecutor(16) as pool:
+        sys.setswitchinterval(1e-6)
+        try:
+            results = list(pool.map(lambda _: echo.probe(odd.address, message_id=1), range(64)))
+        finally:
+            sys.setswitchinterval(interval)
+    assert {(result.ok, len(result.notes)) for result in results} == {(True, 1)}
+    assert warnings.filters == before
+
+
 FIRST_ECHOES = """
 import sys, concurrent.futures, dicom_echo
 assert "pynetdicom" not in sys.modules
@@ -808,6 +823,26 @@ def test_every_pdu_is_logged_for_debugging_and_nothing_otherwise(
     ]  # fmt: skip
     assert {record.levelno for record in mine} == {logging.DEBUG}
     assert peer.conversation(1).types == [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+
+
+def test_logging_is_not_timed(peer: RawPeer) -> None:
+    class Slow(logging.Handler):
+        count = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.count += 1
+            time.sleep(0.3)
+
+    logger, slow = logging.getLogger("dicom_echo"), Slow()
+    logger.addHandler(slow)
+    logger.setLevel(logging.DEBUG)
+    try:
+        result = echo.probe(peer.address)
+    finally:
+        logger.removeHandler(slow)
+        logger.setLevel(logging.NOTSET)
+    assert slow.count == 6
+    assert sum(result.timings.values()) < 0.9  # of 1.8 and more
 
 
 def test_a_silent_peer_takes_its_time_and_no_more() -> None:
