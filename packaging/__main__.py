@@ -44,6 +44,23 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # else it 
     _signal.signal(_signal.SIGINT, (lambda *_: give_up("interrupted")) if NAGIOS else _signal.SIG_DFL)
 
 
+def check_what_is_read():
+    """Let zipimport check checksums, which it does not: Python crashes on bytecode in which a single bit is wrong."""
+    import zipimport
+    from zlib import crc32
+
+    read = getattr(zipimport, "_get_data", None)  # CPython has it
+
+    def read_and_check(archive, entry):
+        data = read(archive, entry)
+        if crc32(data) != entry[7]:
+            raise zipimport.ZipImportError("%s is damaged" % entry[0])
+        return data
+
+    if read:
+        zipimport._get_data = read_and_check
+
+
 def standard_library():
     """Where Python's own modules may be, as full paths: any directory could be called lib-dynload."""
     home = os.path.dirname(getattr(os, "__file__", ""))  # some Pythons have all of it in a zip file, and os frozen
@@ -72,6 +89,7 @@ sys.modules["numpy"] = None  # reads as "not installed"
 sys.dont_write_bytecode = True  # not into the host's Python either
 
 try:
+    check_what_is_read()
     import dicom_echo
 except Exception as error:
     give_up("cannot load %r: %s: %s; is the file complete?" % (sys.argv[0], type(error).__name__, error))

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -544,6 +545,23 @@ def test_damaged_archive(host: Host, module: str) -> None:
     assert (code, out.count("\n"), err, out[:21]) == (3, 1, "", "DICOM ECHO UNKNOWN - ")
     broken.archive.write_bytes(data[: len(data) // 2])
     assert broken.run(host.peer).code == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flipped_bit(host: Host, seed: int) -> None:
+    """In what an echo reads: it is told, even where the bytecode could still be run, or would crash Python."""
+    chance, data = random.Random(seed), bytearray(host.archive.read_bytes())
+    with zipfile.ZipFile(host.archive) as pyz:
+        found = [each for each in pyz.infolist() if re.search(r"/(dicom_echo|pynetdicom/utils)\.pyc?$", each.filename)]
+    for entry in found:  # those of each Python
+        start = entry.header_offset + 30 + len(entry.filename)
+        data[start + chance.randrange(entry.compress_size)] ^= 1 << chance.randrange(8)
+    broken = replace(host, archive=host.folder / "dicom-echo.pyz")
+    broken.archive.write_bytes(data)
+    code, out, err = broken.run(host.peer)
+    assert (code, out, err.count("\n"), err[:12]) == (2, "", 1, "dicom-echo: ")
+    code, out, err = broken.run("--format=nagios", host.peer)
+    assert (code, out.count("\n"), err, out[:21]) == (3, 1, "", "DICOM ECHO UNKNOWN - ")
 
 
 @pytest.mark.parametrize("module", ["dicom_echo", "selectors", "pynetdicom.pdu"])
