@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -148,6 +149,21 @@ def test_a_certificate(
     if said["error"]:
         assert (said["error"]["kind"], said["error"]["phase"], said["tls"]) == ("tls", "tls", None)
         assert said["error"]["hint"] == echo._HINTS["tls", expected]
+
+
+def test_a_dot_at_the_end_of_a_name_is_not_sent(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 6066 3: a server name has none, and an IP address is no server name."""
+    asked: list[str | None] = []
+    context = server_context(tmp_path, *named("pacs.test", "a.pacs.test", "127.0.0.1")[0])
+    context.sni_callback = lambda _socket, name, _context: asked.append(name)
+    system = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest: system("127.0.0.1", *rest))
+    with serving(context) as port:
+        for host, *options in (["pacs.test."], ["pacs.test", "--server-name", "a.pacs.test."], ["127.0.0.1"]):
+            assert verdict(ask(capsys, f"{host}:{port}", "--cacert", write(tmp_path, CA), *options)) == "Success"
+    assert asked == ["pacs.test", "a.pacs.test", None]
 
 
 def test_the_names_in_a_certificate_for_another(capsys: Capsys, tmp_path: Path) -> None:
