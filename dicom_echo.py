@@ -2251,7 +2251,7 @@ def _load_codec() -> None:
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
         raise ImportError(
-            "dicom-echo needs pynetdicom 2.0.2 or later (pip install pynetdicom); found "
+            "pynetdicom 2.0.2 or later is required (pip install pynetdicom); found "
             f"{' with '.join(_codec_versions()) or 'none'} ({type(error).__name__}: {error})"
         ) from error
 

@@ -323,5 +323,5 @@ def test_a_codec_that_is_too_old_is_told_with_its_versions(monkeypatch: pytest.M
         raise TypeError("decode_msg() missing 1 required argument")
 
     monkeypatch.setattr(echo, "_encode_c_echo_rq", broken)
-    with pytest.raises(ImportError, match=r"^dicom-echo needs pynetdicom 2\.0\.2 or later .*; found pynetdicom \d"):
+    with pytest.raises(ImportError, match=r"^pynetdicom 2\.0\.2 or later is required .*; found pynetdicom \d"):
         echo._load_codec()
