@@ -40,7 +40,6 @@ import heapq
 import importlib.machinery
 import io
 import itertools
-import logging
 import math
 import os
 import re
@@ -76,7 +75,6 @@ __all__ = [
     "Aborted", "ProtocolError",
 ]  # fmt: skip
 
-_log = logging.getLogger("dicom_echo")
 _T = TypeVar("_T")
 
 
@@ -1386,20 +1384,27 @@ class _Association:
             self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
 
 
+def _log() -> Any:
+    """The logger dicom_echo where it shows PDUs. Without logging imported nobody reads it, and a start is faster."""
+    logging: Any = sys.modules.get("logging")
+    log = logging and logging.getLogger("dicom_echo")
+    return log if log and log.isEnabledFor(logging.DEBUG) else None
+
+
 def _trace(pdus: list[tuple[float, str, bytes]], direction: str, pdu: bytes) -> None:
     """Keep a PDU for the log, if that is on; formatting it now would add to the phase that is being timed."""
-    if _log.isEnabledFor(logging.DEBUG):
+    if _log() is not None:
         pdus.append((time.time(), direction, _without_secret(pdu)))
 
 
 def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
     """Log PDUs, decoded and as hex."""
-    if pdus and _log.isEnabledFor(logging.DEBUG):
+    if pdus and (log := _log()) is not None:
         for at, direction, pdu in pdus:
             name, size = _PDU_NAMES.get(pdu[0], "not DICOM"), f"{len(pdu)} bytes"
             clock = datetime.fromtimestamp(at).isoformat(sep=" ", timespec="milliseconds")
             whom = f"{'to' if direction == 'sent' else 'from'} {target}"
-            _log.debug("%s %s %s, %s, %s\n%s%s", clock, direction, name, size, whom, _describe_pdu(pdu), _hexdump(pdu))
+            log.debug("%s %s %s, %s, %s\n%s%s", clock, direction, name, size, whom, _describe_pdu(pdu), _hexdump(pdu))
 
 
 # -- 7. wire -----------------------------------------------------------------------------------------------------------
@@ -2181,6 +2186,8 @@ def _lean_import(encode: _Encoder) -> _Encoder:
         global _own_process
         if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to save
             return encode(*arguments, **named)
+        import logging
+
         logging.getLogger("pynetdicom").addHandler(logging.NullHandler())  # as its __init__.py does
         finder = _LeanFinder()
         sys.meta_path.insert(0, finder)
@@ -4554,15 +4561,20 @@ class _Signals:
 @contextlib.contextmanager
 def _debugging(wanted: bool) -> Iterator[None]:
     """Show on standard error what is logged."""
-    handler, level = logging.StreamHandler(), _log.level
-    if wanted:
-        _log.addHandler(handler)
-        _log.setLevel(logging.DEBUG)
+    if not wanted:
+        yield
+        return
+    import logging
+
+    log, handler = logging.getLogger("dicom_echo"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        _log.removeHandler(handler)
-        _log.setLevel(level)
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _run(arguments: list[str], parser: Any) -> int:

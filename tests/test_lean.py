@@ -5,12 +5,13 @@ Each comparison is made between fresh processes, as imports are of a whole proce
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command import command_line, environment
+from command import MODULE, command_line, environment
 from rawpeer import RawPeer
 
 # All kinds of requests: with each identity, many transfer syntaxes, in one PDU and in many.
@@ -116,7 +117,10 @@ with RawPeer() as peer:
     assert dicom_echo.main(["-q", peer.address]) == 0
 print("pydicom.filereader" in sys.modules, dicom_echo._lean_modules)
 """
-    assert run("from rawpeer import RawPeer" + script, PYTHONPATH=str(Path(__file__).parent)) == ["True {}"]
+    assert run(
+        "from rawpeer import RawPeer" + script,
+        PYTHONPATH=os.pathsep.join(map(str, (MODULE.parent, Path(__file__).parent))),
+    ) == ["True {}"]
 
 
 @pytest.mark.parametrize(
