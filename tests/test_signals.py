@@ -152,7 +152,8 @@ def test_a_fleet_prints_what_it_has(number: signal.Signals, options: list[str]) 
         outcome = interrupt_after(good.address, number, *addresses, "-t", 3600, *options)
     assert (outcome.code, outcome.err) == (-number, "")
     assert closed.address in outcome.out
-    assert re.search(r"\d+ (echoes|targets): .*; interrupted with [23] under way\n$", outcome.out)
+    # The two silent ones are always under way, the others may be.
+    assert re.search(r"\d+ (echoes|targets): .*; interrupted with [2-4] under way\n$", outcome.out)
 
 
 @ending
@@ -271,7 +272,8 @@ def test_interruptions_at_random_moments(tmp_path: Path, options: list[str]) -> 
             out, err = process.communicate(timeout=PATIENCE)
             told = (number.name, moment, process.returncode, out, err)
             if "Traceback" in err or "Fatal Python error" in err:  # the latter before any Python code
-                assert "import signal" in err or "in getsignal" in err or MODULE.name not in err, told
+                before_ours = ("from __future__ import", "import signal", "in getsignal")
+                assert any(each in err for each in before_ours) or MODULE.name not in err, told
                 assert number == signal.SIGINT, told
                 return
             assert err == "", told
