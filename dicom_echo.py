@@ -4513,7 +4513,7 @@ class _Signals:
     def __init__(self, last_word: bool) -> None:
         self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
         self.number = 0
-        self.stream: _Stream | None = None  # None: not begun
+        self._stream: _Stream | None = None  # None: not begun
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -4522,8 +4522,8 @@ class _Signals:
 
         if not self.number:
             self.number, self._at = number, time.monotonic()
-            if self.stream:
-                self.stream.end()
+            if self._stream:
+                self._stream.end()
         elif time.monotonic() - self._at > 0.1:  # sooner, it is the same one: sent to the process and to its group
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
@@ -4541,6 +4541,12 @@ class _Signals:
 
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if self._last_word else handler)
+
+    def watch(self, stream: _Stream) -> None:
+        """Let signals end this stream, including one that came before there was a stream to end."""
+        self._stream = stream
+        if self.number:
+            stream.end()
 
     def can_write(self, stream: Any) -> bool:
         """Wait until the reader takes more; after an interruption no longer than a second."""
@@ -4638,9 +4644,8 @@ def _print_report(
     outcomes = campaign.outcomes(lambda: show(_progress(tally)))
     stack.enter_context(contextlib.closing(outcomes))
     tally = _Tally(outcomes, targets)
-    signals.stream, unwritten = campaign, 0
-    if signals.number:  # it came before there was a stream to end
-        campaign.end()
+    signals.watch(campaign)
+    unwritten = 0
     try:
         with stack.pop_all(), _debugging(args.debug):  # closing the output may fail, too
             for line in _report(args, tally, _style(args.color, args.verbose or args.debug, stream)):
@@ -4663,9 +4668,8 @@ def _print_visits(
     args: argparse.Namespace, end: _OtherEnd, signals: _Signals, stream: TextIO, stack: contextlib.ExitStack
 ) -> int:
     """Print visits as they end; return the exit code."""
-    signals.stream, unwritten = end, 0
-    if signals.number:  # it came before there was a stream to end
-        end.end()
+    signals.watch(end)
+    unwritten = 0
     if not args.quiet:
         _complain(f"listening on {' and '.join(end.addresses)}")
     style = _style(args.color, False, stream)
@@ -4715,7 +4719,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _unknown(what) if for_nagios else _USAGE_ERROR
         if not for_nagios:
             _complain(what)
-    return max(code, _State.UNKNOWN if for_nagios and _flush() else _flush())
+    unwritten = _flush()
+    return max(code, _State.UNKNOWN if for_nagios and unwritten else unwritten)
 
 
 _ISSUES = "https://github.com/rusty-dicom/dicom-echo/issues"
