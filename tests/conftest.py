@@ -23,6 +23,7 @@ from peers import (
     server_context,
     write_tls_files,
 )
+from rawpeer import Endpoint, RawPeer, closed_port
 
 # A shell starts what it puts into the background with SIGINT ignored, which the processes of the tests would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -52,6 +53,23 @@ def ipv6() -> str:
 def echoscu() -> str:
     """The path of DCMTK's echoscu."""
     return require("echoscu", "dcmtk")
+
+
+# --- Raw peers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peer() -> Iterator[RawPeer]:
+    """A good peer."""
+    with RawPeer() as peer:
+        yield peer
+
+
+@pytest.fixture
+def refusing() -> Iterator[Endpoint]:
+    """A port where nobody listens."""
+    with closed_port() as endpoint:
+        yield endpoint
 
 
 # --- Real peers ------------------------------------------------------------------------------------------------------

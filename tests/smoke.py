@@ -528,6 +528,14 @@ def test_old_pythons_cannot_import_it(host: Host) -> None:
     assert (outcome.code, outcome.err.splitlines()[-1]) == (1, "ImportError: dicom-echo needs Python 3.9 or later")
 
 
+def assert_damage_is_told(broken: Host) -> None:
+    """In one line, and in a plugin's own way."""
+    code, out, err = broken.run(broken.peer)
+    assert (code, out, err.count("\n"), err[:12]) == (2, "", 1, "dicom-echo: ")
+    code, out, err = broken.run("--format=nagios", broken.peer)
+    assert (code, out.count("\n"), err, out[:21]) == (3, 1, "", "DICOM ECHO UNKNOWN - ")
+
+
 @pytest.mark.parametrize("module", ["dicom_echo", "pynetdicom/pdu"])
 def test_damaged_archive(host: Host, module: str) -> None:
     """A copy that went wrong: one line, whether we are hit or what we import later."""
@@ -539,10 +547,7 @@ def test_damaged_archive(host: Host, module: str) -> None:
                 data[middle : middle + 100] = bytes(100)
     broken = replace(host, archive=host.folder / "dicom-echo.pyz")
     broken.archive.write_bytes(data)
-    code, out, err = broken.run(host.peer)
-    assert (code, out, err.count("\n"), err[:12]) == (2, "", 1, "dicom-echo: ")
-    code, out, err = broken.run("--format=nagios", host.peer)
-    assert (code, out.count("\n"), err, out[:21]) == (3, 1, "", "DICOM ECHO UNKNOWN - ")
+    assert_damage_is_told(broken)
     broken.archive.write_bytes(data[: len(data) // 2])
     assert broken.run(host.peer).code == 1
 
@@ -558,10 +563,7 @@ def test_a_flipped_bit(host: Host, seed: int) -> None:
         data[start + chance.randrange(entry.compress_size)] ^= 1 << chance.randrange(8)
     broken = replace(host, archive=host.folder / "dicom-echo.pyz")
     broken.archive.write_bytes(data)
-    code, out, err = broken.run(host.peer)
-    assert (code, out, err.count("\n"), err[:12]) == (2, "", 1, "dicom-echo: ")
-    code, out, err = broken.run("--format=nagios", host.peer)
-    assert (code, out.count("\n"), err, out[:21]) == (3, 1, "", "DICOM ECHO UNKNOWN - ")
+    assert_damage_is_told(broken)
 
 
 @pytest.mark.parametrize("module", ["dicom_echo", "selectors", "pynetdicom.pdu"])

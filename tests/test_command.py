@@ -51,7 +51,6 @@ from rawpeer import (
     accept_proposal,
     associate_ac,
     associate_rj,
-    closed_port,
     echo_rsp,
     script,
     silent_listener,
@@ -87,13 +86,6 @@ def good() -> Iterator[RawPeer]:
     """A good peer."""
     with RawPeer() as peer:
         yield peer
-
-
-@pytest.fixture
-def refusing() -> Iterator[Endpoint]:
-    """A port where nobody listens."""
-    with closed_port() as endpoint:
-        yield endpoint
 
 
 # --- Help and versions -----------------------------------------------------------------------------------------------

@@ -64,13 +64,6 @@ def probe_one(address: object, *arguments: Any, **options: Any) -> echo.EchoResu
 every_verb = pytest.mark.parametrize("verb", [send, probe, probe_one])
 
 
-@pytest.fixture
-def peer() -> Iterator[RawPeer]:
-    """A good peer."""
-    with RawPeer() as peer:
-        yield peer
-
-
 @pytest.fixture(scope="module")
 def canned() -> Iterator[Canned]:
     with run_canned(live=64, silent=24) as peers:

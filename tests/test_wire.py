@@ -37,19 +37,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops SYN
 Capsys = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def peer() -> Iterator[RawPeer]:
-    """A good peer."""
-    with RawPeer() as peer:
-        yield peer
-
-
-@pytest.fixture
-def refusing() -> Iterator[Endpoint]:
-    with closed_port() as endpoint:
-        yield endpoint
-
-
 @pytest.fixture(scope="module")
 def dropping() -> Iterator[Endpoint]:
     with full_listener() as endpoint:
