@@ -52,7 +52,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Optional, TypedDict, TypeVar, cast
 
@@ -481,8 +480,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a peer is, and its AE title if the address names one; ``str()`` gives the text back.
 
     Attributes
@@ -703,14 +701,9 @@ class Options(TypedDict, total=False):
     abort: bool
 
 
-@dataclass(frozen=True, eq=False)
 class _Request:
     """What the caller wants, checked and settled before a socket is opened."""
 
-    address: Address
-    called_ae_title: str
-    calling_ae_title: str
-    label: str | None = None  # from a targets file
     timeout: float = _DEFAULT_TIMEOUT
     family: int = socket.AF_UNSPEC
     source: str | None = None
@@ -721,19 +714,17 @@ class _Request:
     transfer_syntaxes: Sequence[str] = ("implicit", "explicit")
     abort: bool = False
 
-    @classmethod
-    def make(
-        cls, address: str | Address, called: str, calling: str, label: str | None = None, /, **options: Unpack[Options]
-    ) -> _Request:
+    def __init__(
+        self, address: str | Address, called: str, calling: str, label: str | None = None, /, **options: Unpack[Options]
+    ) -> None:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(Options.__annotations__)}")
-        parsed = parse_address(str(address) if isinstance(address, Address) else address)
-        called = _check_ae_title(called)
-        if called == DEFAULT_CALLED_AE_TITLE and parsed.ae_title is not None:
-            called = parsed.ae_title
-        return cls(parsed, called, _check_ae_title(calling), label, **options)
-
-    def __post_init__(self) -> None:
+        self.address = parse_address(str(address) if isinstance(address, Address) else address)
+        self.label = label  # from a targets file
+        self.called_ae_title, self.calling_ae_title = _check_ae_title(called), _check_ae_title(calling)
+        if self.called_ae_title == DEFAULT_CALLED_AE_TITLE and self.address.ae_title is not None:
+            self.called_ae_title = self.address.ae_title
+        vars(self).update(options)
         for name, kinds, wanted in (
             ("timeout", (int, float), "a number of seconds"),
             ("family", int, "socket.AF_INET or socket.AF_INET6"),
@@ -759,9 +750,9 @@ class _Request:
         ):  # fmt: skip
             if not kept:
                 raise ValueError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
-        object.__setattr__(self, "transfer_syntaxes", tuple(map(_transfer_syntax, self.transfer_syntaxes)))
+        self.transfer_syntaxes = tuple(map(_transfer_syntax, self.transfer_syntaxes))
         if self.source is not None:
-            object.__setattr__(self, "family", _family_of_source(self.source, self.family))
+            self.family = _family_of_source(self.source, self.family)
 
     @property
     def port(self) -> int:
@@ -791,8 +782,7 @@ def _family_of_source(source: str, family: int) -> int:
     return own[0]
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """What the peer reported about itself when it accepted the association (PS3.7 D.3.3, PS3.8 9.3.3).
 
     Attributes
@@ -817,8 +807,7 @@ class Peer:
     user_identity: str | None = None
 
 
-@dataclass(frozen=True)
-class TLSInfo:
+class TLSInfo(NamedTuple):
     """The TLS session, and the peer's certificate. What cannot be read is None or empty.
 
     Attributes
@@ -859,8 +848,7 @@ class _Timings(dict[Phase, float]):
         return type(self), (dict(self),)
 
 
-@dataclass(frozen=True)
-class EchoResult:
+class EchoResult(NamedTuple):
     """The outcome of one echo; immutable. It is true if the peer answered with Success.
 
     Attributes
@@ -904,7 +892,7 @@ class EchoResult:
     label: str | None = None
     status: int | None = None
     error: EchoError | None = None
-    timings: Mapping[Phase, float] = field(default_factory=_Timings)
+    timings: Mapping[Phase, float] = _Timings()
     local: str | None = None
     remote: str | None = None
     peer: Peer | None = None
@@ -965,14 +953,14 @@ class EchoResult:
         tls: dict[str, Any] | None = None
         if self.tls:
             expiry = _iso(self.tls.certificate_expiry)
-            tls = {**vars(self.tls), "certificate_expiry": expiry, "names": list(self.tls.names)}
+            tls = {**self.tls._asdict(), "certificate_expiry": expiry, "names": list(self.tls.names)}
         return {
             "schema_version": 1, "type": "echo", "time": _iso(self.started_at), "target": self.target,
             "label": self.label, "host": self.address.host, "port": self.port, "local": self.local,
             "remote": self.remote, "called_ae_title": self.called_ae_title, "calling_ae_title": self.calling_ae_title,
             "message_id": self.message_id, "ok": self.ok, "status": self.status, "status_text": self.status_text,
             "phases_ms": {str(phase): _milliseconds(seconds) for phase, seconds in self.timings.items()},
-            "total_ms": _milliseconds(self.total), "peer": self.peer and dict(vars(self.peer)), "tls": tls,
+            "total_ms": _milliseconds(self.total), "peer": self.peer and self.peer._asdict(), "tls": tls,
             "notes": list(self.notes), "error": error,
         }  # fmt: skip
 
@@ -1110,7 +1098,7 @@ def probe(
     ValueError, TypeError
         An option is wrong. Nothing was sent.
     """
-    request = _Request.make(address, called_ae_title, calling_ae_title, **options)
+    request = _Request(address, called_ae_title, calling_ae_title, **options)
     task = _alone(_probe(request, _take_message_id(message_id), request.timeout))
     with contextlib.closing(_take_turns([task], 1)) as outcomes:
         result: EchoResult = next(outcomes)
@@ -1162,7 +1150,7 @@ def probe_many(
         raise TypeError(f"addresses must be an iterable of addresses, not {addresses!r}")
     if not isinstance(message_id, Counter):
         _take_message_id(message_id)
-    requests = [_Request.make(each, called_ae_title, calling_ae_title, **options) for each in addresses]
+    requests = [_Request(each, called_ae_title, calling_ae_title, **options) for each in addresses]
 
     def ask(request: _Request) -> _Waiting[None]:
         return _alone(_probe(request, _take_message_id(message_id), request.timeout))
@@ -2729,12 +2717,11 @@ class _Stream:
 # -- 11. campaign ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """How often to ask a target."""
 
     first_id: int = 1
-    count: int = 1  # 0 is without end
+    echoes: int = 1  # 0 is without end
     interval: float = 1.0  # seconds from the start of an echo to the start of the next
     reuse: bool = False
     wait: float | None = None  # seconds; retry until Success
@@ -2844,7 +2831,7 @@ class _Tally:
 
 def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> _Stream:
     """Run the plan for each target, several in parallel; the outcomes are `_Begun` and `_Echoed`."""
-    if plan.count != 1 or plan.wait is not None:
+    if plan.echoes != 1 or plan.wait is not None:
         _load_codec()  # now: the archive that it comes from may be replaced during a long run
     return _Stream(_by_endpoint(targets, lambda target: _rounds(target, plan)), jobs)
 
@@ -2892,11 +2879,11 @@ def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
     Slots that a slow echo has missed are skipped, not made up for.
     """
     start, slot = time.perf_counter(), 0
-    for number in itertools.count() if plan.count == 0 else range(plan.count):
+    for number in itertools.count() if plan.echoes == 0 else range(plan.echoes):
         if number:
             elapsed = time.perf_counter() - start
             slot = max(slot + 1, math.ceil(elapsed / plan.interval) if plan.interval > 1e-9 else 0)
-        yield number + 1 == plan.count, _Wait(None, 0, start + slot * plan.interval)
+        yield number + 1 == plan.echoes, _Wait(None, 0, start + slot * plan.interval)
 
 
 def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[None]:
@@ -2912,7 +2899,7 @@ def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[No
         yield _Wait(None, 0, min(time.perf_counter() + delay, end))
         delay = min(delay * 1.5, 2.0)
     if not result.ok:
-        result = replace(result, notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
+        result = result._replace(notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
     yield _Echoed(request, result, True)
 
 
@@ -3399,22 +3386,22 @@ _METRICS: list[tuple[str, str, Callable[[EchoResult], list[tuple[dict[str, str],
 ]  # fmt: skip
 
 
-@dataclass(eq=False)
 class _Visit:
     """A connection to the other end: what the caller sent, and how it ended."""
 
-    started_at: datetime
-    host: str
-    port: int
     tls: str | None = None
     called: str | None = None  # None: no A-ASSOCIATE-RQ came
     calling: str | None = None
     version_name: str | None = None
-    proposed: list[tuple[str, list[str]]] = field(default_factory=list)  # SOP classes, each with its transfer syntaxes
     rejected: int | None = None  # the reason, PS3.8 Table 9-21
     echoes: int = 0
     end: str = ""
     hint: str = ""
+
+    def __init__(self, started_at: datetime, host: str, port: int, **said: Any) -> None:
+        self.started_at, self.host, self.port = started_at, host, port
+        self.proposed: list[tuple[str, list[str]]] = []  # SOP classes, each with its transfer syntaxes
+        vars(self).update(said)
 
 
 def _visits_text(visits: Iterable[_Visit], style: _Style) -> Iterator[str]:
@@ -4265,7 +4252,7 @@ def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
             address = parse_address(text)
             title = args.called or address.ae_title or DEFAULT_CALLED_AE_TITLE
             address = Address(None, address.host, address.port) if args.called else address
-            found.append(_Request.make(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
+            found.append(_Request(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
         except AddressError as error:
             wrong.append(f"{where}: {error}")
     if wrong:

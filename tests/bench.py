@@ -67,7 +67,7 @@ BARE_SENDER = """\
 import socket, sys, time
 import dicom_echo
 host, _, port = sys.argv[1].rpartition("@")[2].rpartition(":")
-echo = dicom_echo._Dialogue(dicom_echo._Request.make(sys.argv[1], "ANY-SCP", "ECHOSCU"))
+echo = dicom_echo._Dialogue(dicom_echo._Request(sys.argv[1], "ANY-SCP", "ECHOSCU"))
 canned = [echo.associate(), echo.echo(1), echo.release()]
 def send():
     with socket.create_connection((host, int(port))) as sock:

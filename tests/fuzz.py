@@ -15,7 +15,7 @@ import rawpeer
 
 import dicom_echo
 
-REQUEST = dicom_echo._Request.make("127.0.0.1:104", "ANY-SCP", "ECHOSCU")
+REQUEST = dicom_echo._Request("127.0.0.1:104", "ANY-SCP", "ECHOSCU")
 
 RSP = rawpeer.echo_rsp_command(1)
 COMMENTED = rawpeer.echo_rsp_command(1, 0x0122, error_comment="no such class")

@@ -29,7 +29,7 @@ def requested(
     address: str = "pacs", called: str = "ANY-SCP", calling: str = "ECHOSCU", **options: object
 ) -> tuple[bytes, rawpeer.AssociateRequest]:
     """The A-ASSOCIATE-RQ of these parameters, as bytes and read by hand."""
-    request = echo._Request.make(address, called, calling, **options)  # type: ignore[arg-type]
+    request = echo._Request(address, called, calling, **options)  # type: ignore[arg-type]
     ((pdu_type, body),), rest = rawpeer.split_pdus(pdu := echo._Dialogue(request).associate())
     assert (pdu_type, rest) == (rawpeer.A_ASSOCIATE_RQ, b"")
     return pdu, rawpeer.decode_associate_rq(body)

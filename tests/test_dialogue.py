@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -344,7 +343,7 @@ def test_what_a_peer_calls_itself_decides_nothing(name: str, uid: str) -> None:
 
 @pytest.mark.parametrize(("items", "said"), [(b"", "not stated"), (rawpeer.item(0x59, b"\0\0"), "accepted")])
 def test_whether_the_peer_confirms_the_user_identity(items: bytes, said: str) -> None:
-    request = echo._Request.make("pacs", "ANY-SCP", "ECHOSCU", identity=echo.Identity(user="me"))
+    request = echo._Request("pacs", "ANY-SCP", "ECHOSCU", identity=echo.Identity(user="me"))
     heard = hear(rawpeer.associate_ac(extra_user_items=items), Phase.associate, request=request)
     assert heard.peer
     assert heard.peer.user_identity == said
@@ -444,7 +443,7 @@ def test_what_is_odd_but_decides_nothing_is_a_note(
 ) -> None:
     """However a host has told pydicom to read such values; warnings are errors here anyway."""
     monkeypatch.setattr(config.settings, "reading_validation_mode", reading)
-    peer = replace(PEER, transfer_syntax=syntax)
+    peer = PEER._replace(transfer_syntax=syntax)
     stream += b"" if stream.startswith(GOOD_ACCEPT) else GOOD_ECHO
     assert hear(stream) == Heard(0, (note,), peer)
 
@@ -500,14 +499,14 @@ def test_every_rejection(result: int, source: int, reason: int) -> None:
 
 
 def test_a_rejection_without_a_reason_may_be_about_the_identity() -> None:
-    request = echo._Request.make("pacs", "ANY-SCP", "ECHOSCU", identity=echo.Identity(user="me"))
+    request = echo._Request("pacs", "ANY-SCP", "ECHOSCU", identity=echo.Identity(user="me"))
     assert failure_of(rawpeer.associate_rj(1, 1, 1), request=request).hint == "the peer may not accept"
 
 
 @pytest.mark.parametrize(("reason", "titles"), [(3, ["MY STATION"]), (7, ["MY PACS", "MY STATION"])])
 def test_a_hint_about_a_title_names_what_the_peer_may_mean(reason: int, titles: list[str]) -> None:
     """Some peers answer 7 where they do not admit the calling title."""
-    told = echo._Echo(echo._Request.make("MY PACS@pacs", "ANY-SCP", "MY STATION"), 1, 10)
+    told = echo._Echo(echo._Request("MY PACS@pacs", "ANY-SCP", "MY STATION"), 1, 10)
     dialogue = due()
     dialogue.receive_data(rawpeer.associate_rj(1, 1, reason))
     with pytest.raises(Rejected) as caught, told.phase(Phase.associate):
@@ -580,7 +579,7 @@ def test_another_protocol_is_called_by_its_name(greeting: bytes) -> None:
 
 
 def test_tls_within_tls_is_no_reason_to_try_tls() -> None:
-    request = echo._Request.make("pacs", "ANY-SCP", "ECHOSCU", tls=ssl.create_default_context())
+    request = echo._Request("pacs", "ANY-SCP", "ECHOSCU", tls=ssl.create_default_context())
     assert failure_of(b"\x15\x03\x01\0\2\2\x46", request=request).hint == NO_DICOM
 
 

@@ -16,7 +16,6 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def made(
 ) -> _Echoed:
     """What a campaign of one echo tells, with the phases up to the given one; its hint comes from the module."""
     tls: Any = type("Context", (), {"wrap_socket": None})() if changes.get("tls") or phase == Phase.tls else None
-    request = _Request.make(address, "ANY-SCP", calling, label, tls=tls, identity=identity)
+    request = _Request(address, "ANY-SCP", calling, label, tls=tls, identity=identity)
     story = echo._Echo(request, 1, 10.0)
     reached = phase not in (Phase.resolve, Phase.connect)
     if reached:
@@ -91,7 +90,7 @@ def made(
             story.timings[Phase(name)] = SECONDS[name] * slower
         if Phase(name) == phase:
             break
-    return _Echoed(request, replace(story.result(), started_at=NOON, **changes), True)
+    return _Echoed(request, story.result()._replace(started_at=NOON, **changes), True)
 
 
 @functools.lru_cache(None)
@@ -109,14 +108,14 @@ def results() -> dict[str, _Echoed]:
         "success over TLS, not verified, with a user": made(
             "[2001:db8::7]", tls=echo.TLSInfo("TLSv1.2", "ECDHE-RSA-AES128-GCM-SHA256", None, False),
             remote="[2001:db8::7]:2762", local="[2001:db8::9]:51514",
-            peer=replace(PEER, max_pdu=0, transfer_syntax="1.2.3.4", user_identity="accepted"),
+            peer=PEER._replace(max_pdu=0, transfer_syntax="1.2.3.4", user_identity="accepted"),
             identity=echo.Identity(user="root", password="hush"),
         ),
         "success after an address that did not answer": made(
             notes=("tried first: 192.0.2.6:104, no answer within 5 s, 5000 ms",)
         ),
         "success of a rude peer": made(
-            peer=replace(PEER, implementation_version_name=RUDE[:16], implementation_class_uid="1.2\n"),
+            peer=PEER._replace(implementation_version_name=RUDE[:16], implementation_class_uid="1.2\n"),
         ),
         "a failing status": made(status=0x0122),
         "a failing status with a rude comment": made(status=0x0110, notes=(f"the peer's error comment: {RUDE}",)),
@@ -174,23 +173,23 @@ def fleet() -> list[_Echoed]:
     """A result of each kind from a host of its own, some with labels."""
     several = []
     for number, (target, result, last) in enumerate(results().values()):
-        address = replace(target.address, host=f"{'host' if number % 3 else 'a-longer-host'}-{number}.example")
+        address = target.address._replace(host=f"{'host' if number % 3 else 'a-longer-host'}-{number}.example")
         label = LABELS[number] if number < len(LABELS) else None
-        several.append(
-            _Echoed(replace(target, address=address, label=label), replace(result, address=address, label=label), last)
-        )
+        another = copy.copy(target)
+        another.address, another.label = address, label
+        several.append(_Echoed(another, result._replace(address=address, label=label), last))
     return several
 
 
 def repeats(*names: str) -> list[_Echoed]:
     """Echoes to one target, a second apart, each a little slower than the one before."""
-    target = _Request.make("pacs.example", "ANY-SCP", "ECHOSCU")
+    target = _Request("pacs.example", "ANY-SCP", "ECHOSCU")
     several = []
     for number, name in enumerate(names):
         result = results()[name].result
         timings = echo._Timings({phase: took * (1 + number / 4) for phase, took in result.timings.items()})
         changes: Any = {"message_id": number + 1, "started_at": NOON + timedelta(seconds=number), "timings": timings}
-        several.append(_Echoed(target, replace(result, address=target.address, **changes), number == len(names) - 1))
+        several.append(_Echoed(target, result._replace(address=target.address, **changes), number == len(names) - 1))
     return several
 
 
@@ -242,7 +241,7 @@ def rounds() -> list[_Echoed]:
     first = [fleet()[number]._replace(last=False) for number in (0, 2, 17)]
     second = [event._replace(last=True) for event in first]
     second[1] = second[1]._replace(
-        result=replace(fleet()[15].result, address=second[1].target.address, label=LABELS[2])
+        result=fleet()[15].result._replace(address=second[1].target.address, label=LABELS[2])
     )
     return [*first, *second]
 
@@ -303,7 +302,7 @@ SECTIONS: dict[str, Report] = {
     "Nagios, slow": lambda: echo._nagios(tally([made(slower=2)]), CERT),
     "Nagios, very slow": lambda: echo._nagios(tally([made(slower=20)]), CERT),
     "Nagios, expired": lambda: echo._nagios(
-        tally([made(tls=replace(TLS, certificate_expiry=NOON - timedelta(days=2)))]), CERT),
+        tally([made(tls=TLS._replace(certificate_expiry=NOON - timedelta(days=2)))]), CERT),
     "Nagios, with a label": lambda: echo._nagios(tally(fleet()[:1]), _Thresholds()),
     "Nagios, repeated": lambda: echo._nagios(tally(repeats("success", "rejected", "success")), CERT),
     "Nagios, several": several(lambda told: echo._nagios(told, CERT)),
@@ -567,7 +566,7 @@ def test_a_target_given_twice_has_one_series() -> None:
 @pytest.mark.parametrize("odd", ['A"B', "A{B}", "A,B=C", "#A", "A'B", "A\\B\nC", "\u2028"])
 def test_label_values_are_escaped(odd: str) -> None:
     event = made()
-    told = tally([event._replace(result=replace(event.result, called_ae_title=odd, label=odd))])
+    told = tally([event._replace(result=event.result._replace(called_ae_title=odd, label=odd))])
     metrics = "".join(f"{line}\n" for line in echo._prometheus(told))
     quoted = odd.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     assert f'called_ae="{quoted}",calling_ae="ECHOSCU",label="{quoted}"}} 1\n' in metrics
@@ -596,7 +595,7 @@ PLAYED: dict[str, tuple[str, Script]] = {
 def test_what_real_echoes_show_fits_every_report(kind: str, played: Script) -> None:
     with RawPeer(played) as peer:
         result = echo.probe(peer.address, message_id=1)
-        target = _Request.make(peer.address, "ANY-SCP", "ECHOSCU")
+        target = _Request(peer.address, "ANY-SCP", "ECHOSCU")
     assert result.kind == kind
     line = json.loads(*echo._json_lines(tally([_Echoed(target, result, True)]), summary=False))
     assert line == result.to_dict()

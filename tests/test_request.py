@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import dataclasses
 import gc
 import inspect
 import json
@@ -29,7 +28,7 @@ from dicom_echo import _HINTS, Address, AddressError, EchoError, EchoResult, Ide
 
 
 def request(address: Any = "PACS@192.0.2.7:11112", called: Any = "ANY-SCP", calling: Any = "ME", **options: Any) -> Any:
-    return _Request.make(address, called, calling, **options)
+    return _Request(address, called, calling, **options)
 
 
 def test_a_request_is_settled_before_anything_is_sent() -> None:
@@ -166,7 +165,7 @@ SECRET = "hush-hush"  # a made-up one
 )  # fmt: skip
 def test_an_identity_shows_nothing(identity: Identity) -> None:
     asked = request(identity=identity)
-    shown = f"{identity}{identity!r}{asked}{vars(asked)}{dataclasses.fields(asked)}"
+    shown = f"{identity}{identity!r}{asked}{vars(asked)}"
     assert SECRET not in shown
     assert "root" not in shown
     for reveal in (vars, pickle.dumps, copy.copy, copy.deepcopy, lambda each: pickle.dumps(request(identity=each))):
@@ -198,7 +197,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda what: pickle.loads(pickle.dumps(what)),
-    "replace": dataclasses.replace,
+    "replace": lambda what: what._replace(),
 }
 
 
@@ -221,14 +220,11 @@ def test_a_result_is_immutable_and_a_value(how: str) -> None:
     first, twin = result(), COPIES[how](result())
     assert first == twin
     assert len({first, twin, result(message_id=8)}) == 2
-    for each in dataclasses.fields(twin):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(twin, each.name, None)
-    for name in ("ok", "status_text", "kind", "total", "target", "hint", "phase", "new"):
+    for name in (*twin._fields, "ok", "status_text", "kind", "total", "target", "hint", "phase", "new"):
         with pytest.raises(AttributeError):
             setattr(twin, name, None)
     for part in (twin.peer, twin.tls):
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             part.names = part.max_pdu = None
     timings = twin.timings
     for change in (

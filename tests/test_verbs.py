@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import inspect
 import itertools
@@ -457,11 +456,11 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 def test_a_result_cannot_be_changed(peer: RawPeer) -> None:
     result = echo.probe(peer.address)
-    for each in dataclasses.fields(result):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(result, each.name, None)
+    for name in result._fields:
+        with pytest.raises(AttributeError):
+            setattr(result, name, None)
     assert result.peer is not None
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         result.peer.max_pdu = 0  # type: ignore[misc]  # what is wrong is tried
     for name in ("ok", "status_text", "kind", "total", "target"):
         with pytest.raises(AttributeError):
@@ -476,14 +475,13 @@ def test_results_and_errors_can_be_copied_and_pickled(peer: RawPeer, failed: lis
     for result in (echo.probe(peer.address), *failed):
         twin = COPIES[how](result)
         assert twin is not result
-        assert dataclasses.replace(twin, error=None) == dataclasses.replace(result, error=None)
+        assert twin._replace(error=None) == result._replace(error=None)
         assert (list(twin.timings.items()), twin.to_dict()) == (list(result.timings.items()), result.to_dict())
         assert len({result, result, twin}) <= 2
         if error := result.error:
             assert (type(twin.error), repr(twin.error), twin.error.args) == (type(error), repr(error), error.args)
             assert vars(twin.error) == {**vars(error), "_case": vars(twin.error)["_case"]}
             assert {name: getattr(twin.error, name) for name in error.facts} == error.facts
-            assert isinstance(dataclasses.asdict(result)["error"], type(error))
 
 
 def test_a_kept_failure_is_small() -> None:
