@@ -50,6 +50,7 @@ import stat
 import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -2150,23 +2151,32 @@ _PACKAGES = ("pydicom", "pynetdicom")
 # Importing pynetdicom and pydicom takes most of a command's time, and most of what they import is for images, storage,
 # printing and serving. Encoding a request needs these modules alone, without the __init__.py of the two packages.
 _LEAN = {
-    *("pydicom._dicom_dict", "pydicom._uid_dict", "pydicom.charset", "pydicom.config", "pydicom.datadict"),
-    *("pydicom.dataelem", "pydicom.dataset", "pydicom.filebase", "pydicom.filewriter", "pydicom.multival"),
-    *("pydicom.tag", "pydicom.uid", "pydicom.valuerep"),
-    *("pynetdicom._config", "pynetdicom._globals", "pynetdicom._validators", "pynetdicom.dimse_messages"),
-    *("pynetdicom.dimse_primitives", "pynetdicom.dsutils", "pynetdicom.pdu", "pynetdicom.pdu_items"),
-    *("pynetdicom.pdu_primitives", "pynetdicom.presentation", "pynetdicom.utils"),
+    *("pydicom._uid_dict", "pydicom.charset", "pydicom.config", "pydicom.datadict", "pydicom.dataelem"),
+    *("pydicom.dataset", "pydicom.filebase", "pydicom.filewriter", "pydicom.multival", "pydicom.tag", "pydicom.uid"),
+    *("pydicom.valuerep", "pynetdicom._config", "pynetdicom._globals", "pynetdicom._validators"),
+    *("pynetdicom.dimse_messages", "pynetdicom.dimse_primitives", "pynetdicom.dsutils", "pynetdicom.pdu"),
+    *("pynetdicom.pdu_items", "pynetdicom.pdu_primitives", "pynetdicom.presentation", "pynetdicom.utils"),
 }
+# These import much of the standard library, of which an encoding does not use the following.
+_UNUSED = {"base64", "ctypes", "decimal", "hashlib", "inspect", "json", "pathlib", "secrets", "tempfile", "uuid"}
+# Of pydicom's dictionary of 5,000 elements, those of group 0000 that a C-ECHO, or an import, looks up (PS3.7 E.1).
+_DICTIONARY = {
+    0x0000: ("UL", "1", "", "", "CommandGroupLength"), 0x0002: ("UI", "1", "", "", "AffectedSOPClassUID"),
+    0x0100: ("US", "1", "", "", "CommandField"), 0x0110: ("US", "1", "", "", "MessageID"),
+    0x0120: ("US", "1", "", "", "MessageIDBeingRespondedTo"), 0x0800: ("US", "1", "", "", "CommandDataSetType"),
+    0x0900: ("US", "1", "", "", "Status"), 0x0901: ("AT", "1-n", "", "", "OffendingElement"),
+    0x1005: ("AT", "1-n", "", "", "AttributeIdentifierList"),
+}  # fmt: skip
 _lean_modules: dict[str, Any] = {}  # these, and the stand-ins for others; not in sys.modules between two encodings
-_own_process = False  # _command() sets it: no other code runs here that could import pydicom meanwhile
+_own_process = False  # _command() sets it: no other code runs here that could import these modules meanwhile
 
 
 def _lean_import(encode: _Encoder) -> _Encoder:
     """Where the process is ours, let ENCODE import only those modules of pynetdicom and pydicom that it needs.
 
-    Stand-ins replace all their other modules: names can be imported from them, but using one raises, and then ENCODE
-    runs again with everything imported as usual. So another release of pydicom may cost time, but it does not change a
-    byte. sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
+    Stand-ins replace all others: names can be imported from them, but using one raises, and then ENCODE runs again with
+    everything imported as usual. So another release of pydicom may cost time, but it does not change a byte.
+    sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
     """
 
     @functools.wraps(encode)
@@ -2174,32 +2184,45 @@ def _lean_import(encode: _Encoder) -> _Encoder:
         global _own_process
         if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to save
             return encode(*arguments, **named)
+        import gc
         import logging
 
         logging.getLogger("pynetdicom").addHandler(logging.NullHandler())  # as its __init__.py does
         finder = _LeanFinder()
         sys.meta_path.insert(0, finder)
-        sys.modules.update(_lean_modules)
+        for name, module in _lean_modules.items():
+            sys.modules.setdefault(name, module)
+        gc.disable()  # importing makes many objects and hardly any garbage
         try:
             return encode(*arguments, **named)
         except Exception:  # any: what a stand-in raises may be caught on the way and lead to another error
             _own_process = False
         finally:
+            gc.enable()
             sys.meta_path.remove(finder)
-            for name in [name for name in sys.modules if name.partition(".")[0] in _PACKAGES]:
-                _lean_modules[name] = sys.modules.pop(name)
+            for name, module in [*sys.modules.items()]:
+                if name.partition(".")[0] in _PACKAGES or isinstance(module, _HollowModule):
+                    _lean_modules[name] = sys.modules.pop(name)
         return encode(*arguments, **named)
 
     return cast("_Encoder", encoded)
 
 
+class _HollowModule(types.ModuleType):
+    """Stands in for a module, or for the __init__.py of a package."""
+
+    def __getattr__(self, name: str) -> Any:
+        full_name = f"{self.__name__}.{name}"
+        return importlib.import_module(full_name) if full_name in _LEAN else _StandIn(name, (), {})
+
+
 class _LeanFinder:
-    """Finds stand-ins for modules that are not in _LEAN, and hides numpy, which pydicom imports if it is installed."""
+    """Finds hollow modules for those that are left out, and hides numpy, which pydicom imports if it is there."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name == "numpy":
             raise ModuleNotFoundError(name)
-        if name in _LEAN or name.partition(".")[0] not in _PACKAGES:
+        if name in _LEAN or (name.partition(".")[0] not in _PACKAGES and name not in _UNUSED):
             return None  # Python's own finders go on
         spec = importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
         if name in _PACKAGES and (real := importlib.machinery.PathFinder.find_spec(name)):
@@ -2207,12 +2230,10 @@ class _LeanFinder:
         return spec
 
     def create_module(self, spec: Any) -> Any:
-        def __getattr__(name: str) -> Any:  # PEP 562
-            full_name = f"{spec.name}.{name}"
-            return importlib.import_module(full_name) if full_name in _LEAN else _StandIn(name, (), {})
-
-        module: Any = type(sys)(spec.name)
-        module.__path__, module.__getattr__ = spec.submodule_search_locations, __getattr__
+        module: Any = _HollowModule(spec.name)
+        module.__path__ = spec.submodule_search_locations
+        if spec.name == "pydicom._dicom_dict":
+            module.DicomDictionary, module.RepeatersDictionary = _DICTIONARY, {}
         return module
 
     def exec_module(self, module: Any) -> None:
@@ -2252,13 +2273,22 @@ def _load_codec() -> None:
 
 
 def _codec_versions() -> list[str]:
+    """Names and versions of pynetdicom and pydicom, as far as they are installed."""
+    return [f"{name} {found}" for name in ("pynetdicom", "pydicom") if (found := _installed_version(name))]
+
+
+def _installed_version(package: str) -> str:
+    """Read it off the name of a folder, if possible: to import importlib.metadata takes longer than a start may."""
+    spec = importlib.machinery.PathFinder.find_spec(package)
+    with contextlib.suppress(OSError):  # it is in an archive
+        for entry in os.listdir(os.path.dirname(os.path.dirname(spec.origin))) if spec and spec.origin else ():
+            if found := re.fullmatch(rf"{package}-([^-]+)\.(dist|egg)-info", entry):
+                return found[1]
     from importlib import metadata
 
-    found = []
-    for name in ("pynetdicom", "pydicom"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return found
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return ""
 
 
 def _encode_associate_rq(
@@ -3817,7 +3847,6 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 def _parser() -> Any:
     """All arguments and options, one paragraph a group."""
     import argparse
-    import shutil
 
     class Parser(argparse.ArgumentParser):
         """Reports an error in one line; argparse itself would print the usage before it."""
@@ -3836,7 +3865,7 @@ def _parser() -> Any:
             raise SystemExit(0)
 
     # fmt: off
-    width = min(80, shutil.get_terminal_size().columns)
+    width = min(80, _terminal_size(sys.__stdout__)[0])
     parser = Parser(
         prog="dicom-echo", usage="%(prog)s [OPTIONS] HOST [HOST ...]", description=_DESCRIPTION,
         epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}", add_help=False, allow_abbrev=False,
