@@ -34,7 +34,7 @@ MEASURED = """\
 import re, sys
 import dicom_echo
 try:
-    dicom_echo.main()
+    getattr(dicom_echo, "_command", dicom_echo.main)()
 finally:  # not from getrusage: there, a process starts with the peak of the one that started it
     with open("/proc/self/status") as status:
         print(int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1]) / 1024, file=sys.stderr)
@@ -106,7 +106,7 @@ def run(folder: Path, *arguments: object) -> Run:
     """Run the command in a process of its own."""
     command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
     begun = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(folder), check=False)
     return Run(time.perf_counter() - begun, float(done.stderr.splitlines()[-1]))
 
 
@@ -139,7 +139,9 @@ def bench_times(_folder: Path, peers: int = 300, delay: float = 0.02) -> None:
             alone = alone_high = 0.0
             for jobs in (1, 32, 128):
                 command = [sys.executable, "-c", TIMES, str(jobs), *addresses]
-                said = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=True)
+                said = subprocess.run(
+                    command, capture_output=True, text=True, cwd=folder, env=environment(folder), check=True
+                )
                 times = sorted(map(float, said.stdout.split()))
                 middle, high = statistics.median(times), times[len(times) * 95 // 100]
                 alone, alone_high = alone or middle, alone_high or high
