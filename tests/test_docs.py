@@ -92,6 +92,7 @@ def test_help_starts_with_the_verbs() -> None:
     assert positions == sorted(positions)
 
 
-def test_help_is_not_buried_under_what_python_has_anyway() -> None:
-    shown = pydoc.plain(pydoc.render_doc(dicom_echo))
-    assert re.findall(r"inherited from builtins\.(?!object)\S+", shown) == []
+def test_help_on_errors_is_not_buried_under_what_python_has_anyway() -> None:
+    for name in filter(lambda name: name.endswith("Error"), dicom_echo.__all__):
+        shown = pydoc.plain(pydoc.render_doc(getattr(dicom_echo, name)))
+        assert re.findall(r"inherited from builtins\.(?!object)\S+", shown) == []
