@@ -291,7 +291,9 @@ def test_send_raises_what_probe_returns_and_nothing_is_left_behind(kind: str) ->
 
 
 def test_failures_without_a_connection(refusing: Endpoint) -> None:
-    refused, unknown = echo.probe(refusing.address), echo.probe("no-such-host.invalid")
+    refused, unknown = echo.probe(refusing.address, timeout=60), echo.probe("no-such-host.invalid")
+    assert (str(refused.error), refused.phase) == ("connection refused", Phase.connect)
+    assert refused.total < 20, "it does not wait for more"
     assert (refused.local, refused.remote, refused.port) == (None, refusing.host_port, refusing.port)
     assert (unknown.local, unknown.remote, unknown.port, unknown.phase) == (None, None, 104, Phase.resolve)
     check_failure(refused)

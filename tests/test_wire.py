@@ -17,18 +17,7 @@ import pytest
 import rawpeer
 from command import command_line, run_main, run_process, start_process
 from leaks import nothing_left_behind
-from rawpeer import (
-    A_ASSOCIATE_RQ,
-    P_DATA_TF,
-    Endpoint,
-    Expect,
-    RawPeer,
-    Send,
-    closed_port,
-    full_listener,
-    script,
-    silent_listener,
-)
+from rawpeer import A_ASSOCIATE_RQ, P_DATA_TF, Endpoint, Expect, RawPeer, Send, closed_port, full_listener, script
 
 import dicom_echo as echo
 from dicom_echo import Phase
@@ -84,15 +73,13 @@ HOSTS = {"pacs.test": "127.0.0.1", "pacs.example.ü": "127.0.0.1"}
 
 
 @pytest.mark.parametrize("own", [resolver, positional_resolver])
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("family", [0, socket.AF_INET])
-def test_an_application_s_own_resolver_is_honoured(
-    peer: RawPeer, monkeypatch: pytest.MonkeyPatch, own: object, host: str, family: int
-) -> None:
+def test_an_application_s_own_resolver_is_honoured(peer: RawPeer, monkeypatch: pytest.MonkeyPatch, own: object) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", own)
-    address = f"{host}:{peer.port}"
-    assert echo.probe(address, family=family).error is None
-    assert [result.error for result in echo.probe_many([address], family=family)] == [None]
+    for host in HOSTS:
+        address = f"{host}:{peer.port}"
+        for family in (0, socket.AF_INET):
+            assert echo.probe(address, family=family).error is None
+            assert [result.error for result in echo.probe_many([address], family=family)] == [None]
     assert str(echo.probe(f"other.test:{peer.port}").error) == "name not resolved"
 
 
@@ -132,16 +119,6 @@ def test_an_address_of_the_other_family(monkeypatch: pytest.MonkeyPatch, host: s
     assert error.hint == "leave out -4, -6 and --source, or give another address"
 
 
-def test_localhost_over_ipv6_where_it_is_ipv4_only(capsys: Capsys) -> None:
-    try:
-        socket.getaddrinfo("localhost", 104, socket.AF_INET6)
-    except OSError:
-        out = run_main(capsys, "-6", "localhost").out
-        assert out.startswith("❌ Unreachable: the name has no IPv6 address\n   while resolving localhost")
-    else:
-        pytest.skip("localhost has an IPv6 address here")
-
-
 @pytest.mark.parametrize(
     ("host", "phase", "message", "hint"),
     [
@@ -163,11 +140,11 @@ def test_a_look_up_that_hangs_is_bounded(resolve_to: Install) -> None:
     name = resolve_to(pause=lambda: release.wait(60))
     with nothing_left_behind(patience=20):  # the thread ends with the look-up
         try:
-            result = echo.probe(name, timeout=0.3)
+            result = echo.probe(name, timeout=0.2)
         finally:
             release.set()
     assert isinstance(result.error, echo.TimedOut)
-    assert (result.error.phase, str(result.error)) == (Phase.resolve, "no answer within 0.3 s")
+    assert (result.error.phase, str(result.error)) == (Phase.resolve, "no answer within 0.2 s")
     assert result.error.hint == "the name server does not answer: try the IP address of the host"
     assert list(result.timings) == [Phase.resolve]
 
@@ -190,15 +167,20 @@ def test_a_hung_name_server_is_asked_by_a_bounded_number_of_threads(resolve_to: 
     assert 40 <= left <= 70
 
 
-def test_a_slow_look_up_is_paid_from_the_same_limit(peer: RawPeer, resolve_to: Install) -> None:
-    name = resolve_to(peer.endpoint, pause=lambda: time.sleep(0.2))
-    result = echo.probe(name, timeout=10)
+def test_a_slow_look_up_is_paid_from_the_same_limit(
+    peer: RawPeer, resolve_to: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that the look-up advances."""
+    clock, leapt = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(leapt))
+    name = resolve_to(peer.endpoint, pause=lambda: leapt.append(99.8))
+    result = echo.probe(name, timeout=200)
     assert result.ok
-    assert result.timings[Phase.resolve] >= 0.19
+    assert result.timings[Phase.resolve] >= 99.8
     peer.scripts = [script(accept=None)]
-    result = echo.probe(name, timeout=0.5)
+    result = echo.probe(name, timeout=100)
     assert (result.kind, result.phase) == ("timeout", Phase.associate)
-    assert result.timings[Phase.associate] < 0.4
+    assert result.timings[Phase.associate] < 50
 
 
 def test_a_literal_address_needs_no_thread(peer: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +220,11 @@ def test_an_address_that_refuses_before_the_one_that_answers_is_noted(resolve_to
 @linux
 def test_a_silent_address_leaves_time_for_the_next_and_is_noted(resolve_to: Install) -> None:
     with RawPeer(host="127.0.0.3") as peer, full_listener("127.0.0.2") as silent:
-        result = echo.probe(resolve_to(silent, peer.endpoint), timeout=2)
+        result = echo.probe(resolve_to(silent, peer.endpoint), timeout=1)
         assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
     assert len(result.notes) == 1
-    assert re.fullmatch(NOTE.format(silent.host_port, r"no answer within 1 s"), result.notes[0])
-    assert 0.9 < result.timings[Phase.connect] < 2
+    assert re.fullmatch(NOTE.format(silent.host_port, r"no answer within 0\.5 s"), result.notes[0])
+    assert 0.45 < result.timings[Phase.connect] < 1
 
 
 def test_ipv6_refused_first_then_ipv4(peer: RawPeer, ipv6: str, resolve_to: Install) -> None:
@@ -314,29 +296,27 @@ def test_all_silent_within_the_limit(dropping: Endpoint, resolve_to: Install) ->
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot suspend a process")
-def test_a_client_that_was_suspended_past_its_limit_does_not_blame_the_peer() -> None:
-    with RawPeer(script(accept=None)) as peer, start_process(command_line(peer.address, "-t", 1.5)) as process:
+@pytest.mark.parametrize(
+    ("accept", "limit", "seconds", "code", "told"),
+    [
+        (rawpeer.GOOD_ACCEPT, 20, 0.3, 0, "✅ Success\n"),
+        (None, 1, 2.5, 3, "❌ Timed out: no answer within 1 s, but this process did not run for [12] s\n(.*\n)+"
+         "   hint: the problem is not at the peer: this host was suspended .*\n"),
+    ],
+    ids=["within its limit", "past its limit"],
+)  # fmt: skip
+def test_a_client_that_was_suspended_does_not_blame_the_peer(
+    accept: bytes | None, limit: float, seconds: float, code: int, told: str
+) -> None:
+    with RawPeer(script(accept=accept)) as peer, start_process(command_line(peer.address, "-t", limit)) as process:
         while not (peer.received and peer.received[0].types):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(3.5)
-        process.send_signal(signal.SIGCONT)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (3, "")
-    assert re.match(r"❌ Timed out: no answer within 1\.5 s, but this process did not run for \d s\n", out)
-    assert "hint: the problem is not at the peer: this host was suspended" in out
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot suspend a process")
-def test_a_client_that_was_suspended_within_its_limit_goes_on() -> None:
-    with RawPeer() as peer, start_process(command_line(peer.address, "-t", 20)) as process:
-        while not peer.received:
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
-        time.sleep(0.3)
+        time.sleep(seconds)
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "✅ Success\n", "")
+    assert (process.returncode, err) == (code, "")
+    assert re.fullmatch(told, out)
 
 
 def in_two_writes(data: bytes) -> Send:
@@ -351,24 +331,15 @@ def test_no_acknowledgement_is_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
         Expect(A_ASSOCIATE_RQ), in_two_writes(rawpeer.GOOD_ACCEPT), Expect(P_DATA_TF), in_two_writes(rawpeer.GOOD_ECHO),
     )  # fmt: skip
 
-    def fastest() -> float:
+    def fastest_of(number: int) -> float:
         with RawPeer(played, nodelay=False) as peer:
-            results = [echo.probe(peer.address, message_id=1, abort=True) for _ in range(20)]
+            results = [echo.probe(peer.address, message_id=1, abort=True) for _ in range(number)]
         assert all(results)
         return min(result.timings[Phase.associate] + result.timings[Phase.echo] for result in results)
 
-    assert fastest() < 0.04
+    assert fastest_of(20) < 0.04
     monkeypatch.delattr(socket, "TCP_QUICKACK")
-    fastest()  # other systems do not have it, and go on
-
-
-def test_a_refused_connection_says_so_at_once(refusing: Endpoint) -> None:
-    result = echo.probe(refusing.address, timeout=60)
-    assert isinstance(result.error, echo.Unreachable)
-    assert (str(result.error), result.phase, result.remote) == (
-        "connection refused", Phase.connect, refusing.host_port,
-    )  # fmt: skip
-    assert result.total < 20
+    fastest_of(1)  # other systems do not have it, and go on
 
 
 @pytest.mark.parametrize(
@@ -394,22 +365,3 @@ def test_trouble_of_this_host_is_not_blamed_on_the_peer(
     assert ("the problem is on this host" in result.hint) == ours
     code, out, _ = run_main(capsys, "--format", "nagios", "127.0.0.1")
     assert (code, out[:22]) == ((3, "DICOM ECHO UNKNOWN - A") if ours else (2, "DICOM ECHO CRITICAL - "))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8")
-@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
-def test_the_source(source: str) -> None:
-    with RawPeer() as peer:
-        result = echo.probe(peer.address, source=source)
-    assert result.ok
-    assert (result.local or "").rpartition(":")[0] == source
-
-
-def test_silent_peers_cost_one_thread_in_all() -> None:
-    before = threading.active_count()
-    with silent_listener() as first, silent_listener() as second, RawPeer() as good:
-        results = echo.probe_many([first.address, second.address, good.address], timeout=60)
-        assert next(results).ok
-        extra = [each for each in threading.enumerate() if not each.name.startswith("RawPeer")]
-        assert len(extra) <= before + 1
-        results.close()
