@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from dicom_echo import _der
+
 SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 LOCAL = ("localhost", "127.0.0.1")
 
@@ -110,7 +112,6 @@ def issue(
 
 
 def general_name(name: str) -> x509.GeneralName:
-    """An IP address or a DNS name as a subject alternative name."""
     with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
     return x509.DNSName(name)
@@ -120,45 +121,25 @@ def forge(
     certificate: x509.Certificate, signer: ec.EllipticCurvePrivateKey, *, sha1: bool, version: int
 ) -> x509.Certificate:
     """The same certificate signed anew as no builder would do it: with SHA-1, or without version and extensions."""
-    whole = certificate.public_bytes(serialization.Encoding.DER)
-    signed, algorithm, _ = elements(contents(whole))
-    parts = elements(contents(signed))
-    if version == 1:
-        parts = [each for each in parts if each[0] not in (0xA0, 0xA3)]
-    if sha1:
-        weak = der(0x30, bytes.fromhex("06072a8648ce3d0401"))  # ecdsa-with-SHA1
-        parts = [weak if each == algorithm else each for each in parts]
-        algorithm = weak
-    signed = der(0x30, b"".join(parts))
-    if sha1:
-        digest = hashlib.sha1(signed, usedforsecurity=False).digest()
+    [(_, whole)] = _der(certificate.public_bytes(serialization.Encoding.DER))
+    (_, signed), algorithm, _ = _der(whole)
+    weak = 0x30, bytes.fromhex("06072a8648ce3d0401")  # ecdsa-with-SHA1
+    parts = [weak if sha1 and part == algorithm else part for part in _der(signed)]
+    to_be_signed = der(0x30, *(der(*part) for part in parts if version != 1 or part[0] not in (0xA0, 0xA3)))
+    if sha1:  # as if its digest were one of SHA-256
+        digest = hashlib.sha1(to_be_signed, usedforsecurity=False).digest()
         signature = signer.sign(digest.rjust(32, b"\0"), ec.ECDSA(utils.Prehashed(hashes.SHA256())))
     else:
-        signature = signer.sign(signed, ec.ECDSA(hashes.SHA256()))
-    return x509.load_der_x509_certificate(der(0x30, signed + algorithm + der(0x03, b"\0" + signature)))
+        signature = signer.sign(to_be_signed, ec.ECDSA(hashes.SHA256()))
+    algorithm = weak if sha1 else algorithm
+    return x509.load_der_x509_certificate(der(0x30, to_be_signed, der(*algorithm), der(0x03, b"\0" + signature)))
 
 
-def der(tag: int, content: bytes) -> bytes:
+def der(tag: int, *contents: bytes) -> bytes:
     """An element of DER."""
-    size = len(content)
+    size = sum(map(len, contents))
     digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, size] if size < 0x80 else [tag, 0x80 | len(digits), *digits]) + content
-
-
-def contents(element: bytes) -> bytes:
-    """An element without its tag and length."""
-    return element[2 + (element[1] & 0x7F if element[1] & 0x80 else 0) :]
-
-
-def elements(data: bytes) -> list[bytes]:
-    """Split DER into its elements, with their tags and lengths."""
-    found = []
-    while data:
-        head = len(data) - len(contents(data))
-        size = head + (int.from_bytes(data[2:head], "big") if head > 2 else data[1])
-        found.append(data[:size])
-        data = data[size:]
-    return found
+    return bytes([tag, size] if size < 0x80 else [tag, 0x80 | len(digits), *digits]) + b"".join(contents)
 
 
 def server_context(folder: Path, server: Issued, *chain: Issued, clients: Issued | None = None) -> ssl.SSLContext:
