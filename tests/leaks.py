@@ -1,4 +1,4 @@
-"""What stays behind: files left open, threads left running.
+"""What stays behind: files left open, threads left running; and what runs out.
 
 with nothing_left_behind():
     probe(...)
@@ -7,6 +7,7 @@ Compared is what is new, not how much there is: what an earlier test left may go
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -36,3 +37,22 @@ def nothing_left_behind(patience: float = 0.0) -> Iterator[None]:
         time.sleep(0.005)
     assert new == []
     assert open_files() - files == set()
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """Every file descriptor that this process may have is in use."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(file.name) for file in FILES.iterdir()) + 8, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in held:
+            os.close(each)

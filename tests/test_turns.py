@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import select
 import selectors
 import socket
@@ -13,11 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from leaks import nothing_left_behind
+from leaks import no_more_files, nothing_left_behind
 from rawpeer import RawPeer
 
 import dicom_echo as echo
@@ -284,8 +282,6 @@ def test_idle_seconds_are_told() -> None:
 @pytest.mark.parametrize("threads", [True, False])
 def test_without_a_descriptor_to_be_had(pairs: Pairs, monkeypatch: pytest.MonkeyPatch, threads: bool) -> None:
     """The loop needs none of its own then; nor a thread."""
-    import resource
-
     ours, theirs = pairs[0]
     theirs.sendall(b"x")
 
@@ -294,18 +290,8 @@ def test_without_a_descriptor_to_be_had(pairs: Pairs, monkeypatch: pytest.Monkey
 
     if not threads:
         monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/dev/fd").iterdir()) + 8, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        outcomes = [*_take_turns([wait(), wait()][:1], 8), *_Stream([wait()], 8).outcomes()]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for each in held:
-            os.close(each)
+    with no_more_files():
+        outcomes = [*_take_turns([wait()], 8), *_Stream([wait()], 8).outcomes()]
     assert [isinstance(at, float) for at in outcomes] == [True, True]
 
 

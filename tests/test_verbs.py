@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import inspect
 import itertools
@@ -24,8 +25,8 @@ from typing import Any
 import pytest
 import rawpeer
 from canned import Canned, run_canned
-from command import environment, run_process
-from leaks import nothing_left_behind
+from command import environment, run_main, run_process
+from leaks import no_more_files, nothing_left_behind
 from peers import Peer
 from rawpeer import Close, Endpoint, RawPeer, Script, closed_port, full_listener, script
 
@@ -137,13 +138,6 @@ def test_titles_and_message_id(peer: RawPeer, verb: Any, arguments: tuple[Any, .
     assert conversation.message_ids == [7]
 
 
-def test_options_reach_the_wire(peer: RawPeer) -> None:
-    assert echo.probe(peer.address, max_pdu=4096, transfer_syntaxes=["big-endian", "1.2.840.10008.1.2.1"]).ok
-    request = peer.conversation().request
-    assert request.max_length == 4096
-    assert request.contexts[0].transfer_syntaxes == ("1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1")
-
-
 def test_an_address_instead_of_a_text(peer: RawPeer) -> None:
     address = Address("STORE", "127.0.0.1", peer.port)
     assert [verb(address).address for verb in (probe, probe_one)] == [address] * 2
@@ -170,12 +164,6 @@ def test_a_counter_of_ones_own_wraps_to_one_and_is_safe_in_threads(peer: RawPeer
             assert sorted(itertools.chain(*ids)) == sorted([*range(4, 65536), 1, 2, 3, 4])
     finally:
         sys.setswitchinterval(interval)
-
-
-@pytest.mark.parametrize("message_id", [0, 1, 65535])
-def test_message_ids_at_the_edges(peer: RawPeer, message_id: int) -> None:
-    assert echo.probe(peer.address, message_id=message_id).message_id == message_id
-    assert peer.conversation().message_ids == [message_id]
 
 
 # --- The caller's mistakes -------------------------------------------------------------------------------------------
@@ -431,71 +419,40 @@ with concurrent.futures.ThreadPoolExecutor(16) as pool:
     print(sorted(set(pool.map(lambda _: dicom_echo.send(sys.argv[1]), range(16)))))
 """
 
-# No thread can be started: there is no memory for a stack of this size.
-WITHOUT_THREADS = """
-import sys, threading
-threading.stack_size(1 << 46)
-try:
-    threading.Thread(target=print).start()
-except RuntimeError:
-    import dicom_echo
-    live, silent = sys.argv[1:]
-    print(dicom_echo.send(live), dicom_echo.probe(live.replace("127.0.0.1", "localhost")).kind)
-    print(sorted(each.kind for each in dicom_echo.probe_many([live, silent, "no-such-host.invalid"], timeout=0.5)))
-    results = dicom_echo.probe_many([live, silent], timeout=60)
-    print(next(results).kind)
-    results.close()
-    print(dicom_echo.main(["--quiet", live, live.replace("127.0.0.1", "localhost")]))
-else:
-    print("SKIP")
-"""
-
-# Every file descriptor that the system allows is in use.
-WITHOUT_DESCRIPTORS = """
-import os, resource, sys
-import dicom_echo
-live, _ = sys.argv[1:]
-dicom_echo.main(["--format", "nagios", live])  # what is imported on first use needs descriptors, too
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-try:
-    while True:
-        os.dup(0)
-except OSError:
-    pass
-for address in (live, live.replace("127.0.0.1", "localhost")):
-    error = dicom_echo.probe(address).error
-    print(type(error).__name__, error.errno, error.hint.partition(",")[0])
-print([each.kind for each in dicom_echo.probe_many([live, live.replace("127.0.0.1", "127.0.0.2")])])
-print(int(dicom_echo.main(["--format", "nagios", live])))
-"""
-
-
-def run_code(code: str, *arguments: str) -> str:
-    done = run_process([sys.executable, "-c", code, *arguments])
-    assert (done.err, done.code) == ("", 0)
-    return done.out
-
 
 def test_the_first_echoes_of_a_process_from_many_threads(peer: RawPeer) -> None:
-    assert run_code(FIRST_ECHOES, peer.address) == "[0]\n"
+    assert run_process([sys.executable, "-c", FIRST_ECHOES, peer.address]) == (0, "[0]\n", "")
 
 
 def test_where_no_thread_can_be_started_the_calling_one_does_it(canned: Canned) -> None:
-    said = run_code(WITHOUT_THREADS, canned.live[0].address, canned.silent[0].address)
-    if said == "SKIP\n":
-        pytest.skip("this system has memory for any stack")
-    assert said.splitlines() == ["0 ok", "['ok', 'timeout', 'unreachable']", "ok", "0"]
+    live, silent = canned.live[0].address, canned.silent[0].address
+    before = threading.stack_size(1 << 46)  # there is no memory for so much
+    try:
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=print).start()
+            pytest.skip("this system has memory for any stack")
+        assert (echo.send(live), echo.probe(live.replace("127.0.0.1", "localhost")).kind) == (0, "ok")
+        many = echo.probe_many([live, silent, "no-such-host.invalid"], timeout=0.5)
+        assert sorted(each.kind for each in many) == ["ok", "timeout", "unreachable"]
+        results = echo.probe_many([live, silent], timeout=60)
+        assert next(results).ok
+        results.close()
+    finally:
+        threading.stack_size(before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-def test_no_file_descriptors_are_this_host_s_trouble(canned: Canned) -> None:
-    _, *said, line, code = run_code(WITHOUT_DESCRIPTORS, canned.live[0].address, canned.silent[0].address).splitlines()
-    assert said == [
-        *["Unreachable 24 the problem is on this host"] * 2, "['unreachable', 'unreachable']",
-    ]  # fmt: skip
-    assert line.startswith("DICOM ECHO UNKNOWN - ")
-    assert "too many open files" in line
-    assert code == "3"
+def test_no_file_descriptors_are_this_host_s_trouble(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    live = canned.live[0]
+    echo.send(live.address)  # what is imported on first use needs descriptors, too
+    with no_more_files():
+        results = [echo.probe(live.address), echo.probe(f"localhost:{live.port}")]
+        results += echo.probe_many([live.address, f"127.0.0.2:{live.port}"])
+        outcome = run_main(capsys, "--format", "nagios", live.address)
+    for result in results:
+        assert isinstance(result.error, echo.Unreachable)
+        assert (result.error.errno, result.hint.partition(",")[0]) == (errno.EMFILE, "the problem is on this host")
+    assert (outcome.code, outcome.out[:21], "too many open files" in outcome.out) == (3, "DICOM ECHO UNKNOWN - ", True)
 
 
 # --- Importing and logging -------------------------------------------------------------------------------------------
