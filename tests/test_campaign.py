@@ -110,7 +110,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def carry_out(address: str, timeout: float = 60, **plan: Any) -> list[EchoResult]:
     """The results of a plan for one target."""
-    request = _Request.make(address, "ANY-SCP", "ME", timeout=timeout)
+    request = _Request(address, "ANY-SCP", "ME", timeout=timeout)
     outcomes = _take_turns([_rounds(request, _Plan(**plan))], 1)
     return [outcome.result for outcome in outcomes if isinstance(outcome, _Echoed)]
 
@@ -152,13 +152,13 @@ def test_message_ids_count_up_and_wrap(capsys: Capsys, peer: RawPeer, reuse: lis
 
 def test_the_interval_is_from_start_to_start(clock: Clock) -> None:
     with RawPeer((clock, Leap(clock, 6), *GOOD_SCRIPT)) as peer:
-        assert all(carry_out(peer.address, count=5, interval=10))
+        assert all(carry_out(peer.address, echoes=5, interval=10))
     assert clock.gaps == pytest.approx([10] * 4, abs=2)
 
 
 def test_slots_that_a_slow_echo_misses_are_left_out(clock: Clock) -> None:
     with RawPeer((clock, Leap(clock, 14), *GOOD_SCRIPT), (clock, *GOOD_SCRIPT)) as peer:
-        assert all(carry_out(peer.address, count=3, interval=10))
+        assert all(carry_out(peer.address, echoes=3, interval=10))
     assert clock.gaps == pytest.approx([20, 10], abs=2), "not at once after the slow one, nor made up for"
 
 

@@ -576,15 +576,16 @@ def test_tls_trouble_is_told(capsys: Capsys, tls_options: list[object], tls_file
 WHEN = datetime(2026, 11, 22, 9, 30, tzinfo=timezone.utc)
 VISITS = [
     _Visit(
-        WHEN, "192.0.2.9", 51514, None, "ANY-SCP", "CT1", "OFFIS_DCMTK_367",
-        [(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN])], None, 2, "released",
+        WHEN, "192.0.2.9", 51514, called="ANY-SCP", calling="CT1", version_name="OFFIS_DCMTK_367",
+        proposed=[(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN])], echoes=2, end="released",
     ),
     _Visit(
-        WHEN, "2001:db8::9", 51520, "TLSv1.3", "PACS", "CT2", None,
-        [("1.2.840.10008.5.1.4.1.1.2", ["1.2.840.10008.1.2.4.50"])], 7, 0, "rejected: why", "do this",
+        WHEN, "2001:db8::9", 51520, tls="TLSv1.3", called="PACS", calling="CT2",
+        proposed=[("1.2.840.10008.5.1.4.1.1.2", ["1.2.840.10008.1.2.4.50"])], rejected=7, end="rejected: why",
+        hint="do this",
     ),
     _Visit(WHEN, "192.0.2.1", 4711, end="closed by the caller"),
-    _Visit(WHEN, "192.0.2.1", 4712, None, "A\x1b[2J", "B\r\n\x9b", "\x1b]0;x\7", end="released"),
+    _Visit(WHEN, "192.0.2.1", 4712, called="A\x1b[2J", calling="B\r\n\x9b", version_name="\x1b]0;x\7", end="released"),
 ]  # fmt: skip
 
 

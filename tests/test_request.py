@@ -181,13 +181,14 @@ def result(**changes: Any) -> EchoResult:
 
 @pytest.mark.parametrize("how", [*COPIES, "replace"])
 def test_a_result_is_immutable_and_a_value(how: str) -> None:
-    first, twin = result(), {**COPIES, "replace": dataclasses.replace}[how](result())
+    first = result()
+    twin: Any = result()._replace() if how == "replace" else COPIES[how](result())
     assert first == twin
     assert len({first, twin, result(message_id=8)}) == 2
     for whole in (twin, twin.peer, twin.tls):
-        for each in dataclasses.fields(whole):
-            with pytest.raises(dataclasses.FrozenInstanceError):
-                setattr(whole, each.name, None)
+        for name in whole._fields:
+            with pytest.raises(AttributeError):
+                setattr(whole, name, None)
     for name in ("ok", "status_text", "kind", "total", "target", "hint", "phase", "new"):
         with pytest.raises(AttributeError):
             setattr(twin, name, None)

@@ -302,7 +302,7 @@ def test_the_time_of_an_echo_ends_when_its_socket_was_ready(monkeypatch: pytest.
     """Each of its turns comes an hour after that, for the fleet is large."""
     clock, hours = time.perf_counter, 0
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + 3600 * hours)
-    request = echo._Request.make(peer.address, "ANY-SCP", "ME")
+    request = echo._Request(peer.address, "ANY-SCP", "ME")
     task: Task = echo._alone(echo._probe(request, 1, 86400))
     said = next(task)
     while isinstance(said, _Wait):

@@ -223,8 +223,8 @@ def test_a_silent_address_leaves_time_for_the_next_and_is_noted(resolve_to: Inst
         result = echo.probe(resolve_to(silent, peer.endpoint), timeout=1)
         assert (result.ok, result.remote) == (True, peer.endpoint.host_port)
     assert len(result.notes) == 1
-    assert re.fullmatch(NOTE.format(silent.host_port, r"no answer within 0\.5 s"), result.notes[0])
-    assert 0.45 < result.timings[Phase.connect] < 1
+    assert re.fullmatch(NOTE.format(silent.host_port, r"no answer within 0\.\d+ s"), result.notes[0])
+    assert 0.3 < result.timings[Phase.connect] < 1
 
 
 def test_ipv6_refused_first_then_ipv4(peer: RawPeer, ipv6: str, resolve_to: Install) -> None:
