@@ -75,13 +75,10 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.times: list[float] = []
-        self.leapt = 0.0
+        self.leaps: list[float] = []
         real = time.perf_counter
-        monkeypatch.setattr(time, "perf_counter", lambda: real() + self.leapt)
-        monkeypatch.setattr(time, "sleep", self.leap)
-
-    def leap(self, seconds: float) -> None:
-        self.leapt += seconds
+        monkeypatch.setattr(time, "perf_counter", lambda: real() + sum(self.leaps))
+        monkeypatch.setattr(time, "sleep", self.leaps.append)
 
     def run(self, _link: Link) -> None:
         self.times.append(time.perf_counter())
@@ -99,7 +96,7 @@ class Leap:
     seconds: float
 
     def run(self, _link: Link) -> None:
-        self.clock.leap(self.seconds)
+        self.clock.leaps.append(self.seconds)
 
 
 @pytest.fixture
@@ -308,20 +305,20 @@ def test_wait_ends_with_the_first_success(capsys: Capsys) -> None:
 def test_wait_gives_up_with_the_last_error(capsys: Capsys) -> None:
     begun = time.monotonic()
     with closed_port() as endpoint:
-        outcome = run_main(capsys, endpoint.address, "--wait", 0.5)
+        outcome = run_main(capsys, endpoint.address, "--wait", 1)
     assert outcome.code == 3
     assert outcome.out.startswith("❌ Unreachable: connection refused\n")
     assert outcome.out.count("❌") == 1
     assert re.search(r"gave up after [2-9] tries", outcome.out)
-    assert 0.45 < time.monotonic() - begun < 20
+    assert 0.95 < time.monotonic() - begun < 20
 
 
 def test_the_delay_between_the_tries_grows(clock: Clock) -> None:
     with RawPeer((clock, *CONGESTED)) as peer:
         [result] = carry_out(peer.address, wait=29)
-    delays = [min(0.2 * 1.5**number, 2) for number in range(20)]
-    assert clock.gaps[:-1] == pytest.approx(delays[: len(clock.gaps) - 1], abs=0.15)
-    assert len(clock.gaps) > 12
+    *leaps, _ = (each for each in clock.leaps if each > 0.01)  # the last is cut short
+    assert leaps == pytest.approx([min(0.2 * 1.5**number, 2) for number in range(len(leaps))], abs=0.1)
+    assert len(leaps) > 10
     assert clock.times[-1] - clock.times[0] == pytest.approx(29, abs=0.5)
     assert (str(result.error), result.notes) == ("local limit exceeded", (f"gave up after {len(clock.times)} tries",))
 
@@ -337,7 +334,7 @@ def test_wait_bounds_a_silent_peer_too(clock: Clock) -> None:
 
 def test_wait_with_several_targets_waits_for_each_and_results_come_as_they_finish(capsys: Capsys) -> None:
     with RawPeer() as up, RawPeer(CONGESTED, CONGESTED, GOOD_SCRIPT) as late, RawPeer(CONGESTED) as never:
-        code, echoes, summary = repeat(capsys, never.address, late.address, up.address, "--wait", 1.2)
+        code, echoes, summary = repeat(capsys, never.address, late.address, up.address, "--wait", 1.5)
         assert (len(up.received), len(late.received)) == (1, 3)
         assert len(never.received) > 1
         assert [each["target"] for each in echoes] == [up.address, late.address, never.address]

@@ -112,7 +112,19 @@ def test_a_source_must_be_an_address_of_this_host_and_of_the_family(source: str)
 
 
 @pytest.mark.parametrize(
-    "address", [None, 104, b"pacs", ("pacs", 104), "", "pacs:0", Address(None, "pacs", 70000), Address("A\\", "x", 1)]
+    "address",
+    [
+        None,
+        104,
+        b"pacs",
+        ("pacs", 104),
+        "",
+        "pacs:",
+        "pacs:0",
+        "x://pacs",
+        Address(None, "pacs", 70000),
+        Address("A\\", "x", 1),
+    ],
 )
 def test_what_is_no_address_is_an_address_error(address: object) -> None:
     with pytest.raises(AddressError, match="expected") as caught:
@@ -254,7 +266,7 @@ def test_an_error_keeps_its_kind_and_its_facts(error: type[EchoError]) -> None:
         twin = make(made)
         assert type(twin) is error
         assert {base for base in (ValueError, ConnectionError, TimeoutError) if isinstance(twin, base)} == also
-        assert (str(twin), vars(twin)) == ("what happened", vars(made))
+        assert (str(twin), repr(twin), vars(twin)) == ("what happened", repr(made), vars(made))
         assert (twin.message, twin.kind, twin.phase, twin.hint) == ("what happened", kind, Phase.connect, "what to do")
         assert twin.facts == facts == {name: getattr(twin, name) for name in facts}
         assert twin.title
