@@ -104,9 +104,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def carry_out(address: str, timeout: float = 60, **plan: Any) -> list[EchoResult]:
+def carry_out(address: str, **plan: Any) -> list[EchoResult]:
     """The results of a plan for one target."""
-    request = _Request(address, "ANY-SCP", "ME", timeout=timeout)
+    request = _Request(address, "ANY-SCP", "ME", timeout=60)
     outcomes = _take_turns([_rounds(request, _Plan(**plan))], 1)
     return [outcome.result for outcome in outcomes if isinstance(outcome, _Echoed)]
 

@@ -349,7 +349,7 @@ def test_a_hint_names_whom_it_is_about() -> None:
             status = next((code for code, text in echo._STATUS_TEXTS.items() if text == case), 0x0110)
             return result(status=status, called_ae_title="{called}", calling_ae_title="{0}").hint
         if "over TLS" in kind:
-            object.__setattr__(asked, "tls", object())
+            asked.tls = object()
         story = echo._Echo(asked, 1, 10.0)
         story.wire.local = "[2001:db8::9]:51514"
         raised = next(each for each in ERRORS if each.kind == kind.replace(" over TLS", ""))
