@@ -88,26 +88,8 @@ def test_the_public_names_are_those_of_the_contract() -> None:
     assert [str(phase) for phase in Phase] == ["resolve", "connect", "tls", "associate", "echo", "release"]
 
 
-def public_objects() -> Iterator[tuple[str, object]]:
-    for name in echo.__all__:
-        value = getattr(echo, name)
-        if isinstance(value, (type, type(echo.send))):
-            yield name, value
-        if isinstance(value, type):
-            for member, what in vars(value).items():
-                if not member.startswith("_") and isinstance(what, (property, type(echo.send))):
-                    yield f"{name}.{member}", what
-
-
-def test_every_public_object_has_a_docstring() -> None:
-    for name, value in public_objects():
-        assert value.__doc__, name
-        assert not value.__doc__.startswith(f"{name}("), f"{name}: dataclasses and named tuples make one up"
-    assert all(f"\n{name} : " in (inspect.getdoc(echo.probe) or "") for name in echo.Options.__annotations__)
-
-
 @pytest.mark.parametrize("verb", [echo.send, echo.probe, echo.probe_many])
-def test_the_signature_and_its_manual(verb: Callable[..., object]) -> None:
+def test_the_signature(verb: Callable[..., object]) -> None:
     first, *titles = list(inspect.signature(verb).parameters.values())[:4]
     assert first.kind is first.POSITIONAL_ONLY
     assert all(each.kind is each.POSITIONAL_OR_KEYWORD for each in titles)
@@ -116,9 +98,10 @@ def test_the_signature_and_its_manual(verb: Callable[..., object]) -> None:
         ("calling_ae_title", "ECHOSCU"),
         ("message_id", echo.counter),
     ]
-    manual = inspect.getdoc(verb) or ""
-    assert all(f"\n{section}\n---" in manual for section in ("Parameters", "Returns", "Raises"))
-    assert all(re.search(rf"^{each.name} : ", manual, re.MULTILINE) for each in (first, *titles))
+
+
+def test_the_manual_names_every_option() -> None:
+    assert all(f"\n{name} : " in (inspect.getdoc(echo.probe) or "") for name in echo.Options.__annotations__)
 
 
 # --- Calls -----------------------------------------------------------------------------------------------------------
@@ -524,4 +507,4 @@ def test_logging_is_not_timed(peer: RawPeer, caplog: pytest.LogCaptureFixture, m
         caplog.handler.addFilter(slow)
         result = echo.probe(peer.address, timeout=86400)
     assert hours == [6]
-    assert result.total < 3600
+    assert sum(result.timings.values()) < 3600
