@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import stat
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import (
-    PATIENCE,
-    Outcome,
-    command_line,
-    environment,
-    in_shell,
-    posix,
-    run_main,
-    run_process,
-    start_process,
-)  # fmt: skip
-from rawpeer import RawPeer, closed_port, silent_listener
+from command import Outcome, environment, posix, run_main, run_process
+from rawpeer import Conversation, RawPeer, echo_rsp, script
 
 Capsys = pytest.CaptureFixture[str]
+Targets = list[tuple[str, "str | None"]]
 
 HELP = " (see dicom-echo --help)\n"
 REFUSED = "127.0.0.1:1"  # nobody listens there
+UNREACHABLE = "❌ Unreachable: connection refused"
 
 
 def files_in(folder: Path) -> list[str]:
@@ -38,8 +33,7 @@ def files_in(folder: Path) -> list[str]:
 
 # --- Targets ---------------------------------------------------------------------------------------------------------
 
-FILES: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
-    "plain": ("A@HERE\n", [("A", None)]),
+FILES: dict[str, tuple[str | bytes, Targets]] = {
     "without a line end": ("A@HERE", [("A", None)]),
     "blank lines": ("\n\nA@HERE\n   \n\t\nB@HERE\n\n", [("A", None), ("B", None)]),
     "comments": ("# all\nA@HERE\n  # indented\n#B@HERE\n", [("A", None)]),
@@ -57,6 +51,11 @@ FILES: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
     "a byte order mark in the middle": ("A@HERE\n\ufeffB@HERE\n", [("A", None), ("B", None)]),
     "white space around": ("  A@HERE  \n\tB@HERE\t\n", [("A", None), ("B", None)]),
     "one target twice": ("A@HERE\nA@HERE # again\n", [("A", None), ("A", "again")]),
+    "bytes that are not UTF-8": (b"# R\xf6\nA@HERE # R\xf6\nB@HERE\n", [("A", "R\ufffd"), ("B", None)]),
+    **{
+        encoding: ("\ufeff# Rö\r\nA@HERE # Rö\r\nB@HERE\r\n".encode(encoding), [("A", "Rö"), ("B", None)])
+        for encoding in ("utf-16-le", "utf-16-be")
+    },
     **{
         f"U+{ord(end):04X} in a label ends no line": (f"A@HERE # one{end}B@host\n", [("A", f"one{end}B@host")])
         for end in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -64,75 +63,57 @@ FILES: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
 }
 
 
-def read_targets(capsys: Capsys, folder: Path, content: bytes, expected: list[tuple[str, str | None]]) -> None:
-    """Echo what a file names, with HERE for a good peer; compare titles and labels."""
-    with RawPeer() as peer:
-        here = peer.endpoint.host_port
-        for encoding in "utf-8", "utf-16-le", "utf-16-be":
-            content = content.replace("HERE".encode(encoding), here.encode(encoding))
-        (folder / "fleet").write_bytes(content)
-        outcome = run_main(capsys, "-T", folder / "fleet", "--format", "json")
-        assert len(peer.received) == len(expected)
-    echoes = [line for line in map(json.loads, outcome.out.splitlines()) if line["type"] == "echo"]
-    assert (outcome.code, outcome.err) == (0, "")
-    assert [(line["target"].partition("@")[0], line["label"]) for line in echoes] == expected
+def asked(capsys: Capsys, *arguments: object) -> Targets:
+    """The called titles and the labels of the targets that are asked; all of them refuse."""
+    outcome = run_main(capsys, *arguments, "--format", "json")
+    assert (outcome.code, outcome.err) == (3, "")
+    lines = map(json.loads, outcome.out.splitlines())
+    return [(line["called_ae_title"], line["label"]) for line in lines if line["type"] == "echo"]
 
 
 @pytest.mark.parametrize(("content", "expected"), FILES.values(), ids=list(FILES))
-def test_a_targets_file_is_read(
-    capsys: Capsys, tmp_path: Path, content: str, expected: list[tuple[str, str | None]]
-) -> None:
-    read_targets(capsys, tmp_path, content.encode(), expected)
+def test_a_targets_file_is_read(capsys: Capsys, tmp_path: Path, content: str | bytes, expected: Targets) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
+    for encoding in "utf-8", "utf-16-le", "utf-16-be":
+        data = data.replace("HERE".encode(encoding), REFUSED.encode(encoding))
+    (tmp_path / "fleet").write_bytes(data)
+    assert asked(capsys, "-T", tmp_path / "fleet") == expected
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_a_targets_file_of_a_windows_editor(capsys: Capsys, tmp_path: Path, encoding: str) -> None:
-    content = "\ufeff# Röntgen\r\nA@HERE # Röntgen\r\nB@HERE\r\n".encode(encoding)
-    read_targets(capsys, tmp_path, content, [("A", "Röntgen"), ("B", None)])
-
-
-def test_bytes_that_are_not_utf_8_may_stand_in_comments_and_labels(capsys: Capsys, tmp_path: Path) -> None:
-    content = b"# R\xf6ntgen\r\nA@HERE # R\xf6ntgen\r\nB@HERE\r\n"
-    read_targets(capsys, tmp_path, content, [("A", "R\ufffdntgen"), ("B", None)])
-
-
-def test_standard_input_is_read_as_a_file_is() -> None:
-    """Whatever the console's encoding, and with the mark that Windows puts before a text."""
-    with RawPeer() as peer:
-        text = f"\ufeff{peer.address} # Rö\n".encode()
-        outcome = run_process(
-            command_line("-T", "-", "--format", "json"), environment(PYTHONIOENCODING="cp1252"), stdin=text
-        )
-    assert outcome.code == 0
-    assert json.loads(outcome.out.splitlines()[0])["label"] == "Rö"
-    assert run_process(command_line("-T", "-"), stdin=b"host:0\n").err.splitlines()[1].startswith("-:1: the port 0 ")
+def test_standard_input_is_read_as_a_file_is(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the console's encoding, with the mark that Windows puts before a text, or replaced by an application."""
+    for stream in (
+        io.TextIOWrapper(io.BytesIO(f"\ufeffA@{REFUSED} # Rö\n".encode()), "cp1252"),
+        io.StringIO(f"A@{REFUSED} # Rö\n"),
+    ):
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert asked(capsys, "-T", "-") == [("A", "Rö")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("host:0\n"))
+    assert run_main(capsys, "-T", "-").err.splitlines()[1].startswith("-:1: the port 0 ")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run_main(capsys, "-T", "-").err == f"dicom-echo: cannot read -: standard input is closed{HELP}"
 
 
 def test_hosts_and_files_go_together(capsys: Capsys, tmp_path: Path) -> None:
-    with RawPeer() as peer:
-        here = peer.endpoint.host_port
-        for name in "bc":
-            (tmp_path / name).write_text(f"{name.upper()}@{here} # {name}\n")
-        files = ["-T", tmp_path / "b", "--targets", tmp_path / "c"]
-        lines = map(json.loads, run_main(capsys, f"A@{here}", *files, "--format", "json").out.splitlines())
-    assert [line["label"] for line in lines if line["type"] == "echo"] == [None, "b", "c"]
+    for name in "bc":
+        (tmp_path / name).write_text(f"{name.upper()}@{REFUSED} # {name}\n")
+    files = ["-T", tmp_path / "b", "--targets", tmp_path / "c"]
+    assert asked(capsys, f"A@{REFUSED}", *files) == [("A", None), ("B", "b"), ("C", "c")]
 
 
 @pytest.mark.parametrize("output", [[], ["--format", "json"], ["--format", "prometheus", "--output", "FILE"]], ids=str)
 def test_all_that_is_wrong_is_told_at_once_and_nothing_is_sent(
-    capsys: Capsys, tmp_path: Path, output: list[str]
+    capsys: Capsys, tmp_path: Path, peer: RawPeer, output: list[str]
 ) -> None:
     first, second, old = tmp_path / "first", tmp_path / "second", tmp_path / "old"
     old.write_text("as it was")
-    with RawPeer() as peer:
-        good = peer.address
-        lines = [f"{good} # fine", "host:99999", "", "a b:104 # label", "X@", "dicom://X@host", "localhost:104#label"]
-        first.write_text("\n".join(lines))
-        second.write_bytes(b"R\xf6@host\n" + good.encode())
-        output = [str(old) if each == "FILE" else each for each in output]
-        code, out, err = run_main(capsys, good, "one:0", "-T", first, "-T", second, *output)
-        assert peer.received == []
-    assert (code, out, old.read_text()) == (2, "", "as it was")
+    good = peer.address
+    lines = [f"{good} # fine", "host:99999", "", "a b:104 # label", "X@", "dicom://X@host", "localhost:104#label"]
+    first.write_text("\n".join(lines))
+    second.write_bytes(b"R\xf6@host\n" + good.encode())
+    output = [str(old) if each == "FILE" else each for each in output]
+    code, out, err = run_main(capsys, good, "one:0", "-T", first, "-T", second, *output)
+    assert (code, out, old.read_text(), peer.received) == (2, "", "as it was", [])
     form = "; expected [AE-TITLE@]HOST[:PORT]"
     told = err.splitlines()
     assert told[0] == "dicom-echo: invalid addresses; nothing was sent (see dicom-echo --help)"
@@ -172,12 +153,11 @@ def test_a_file_that_is_no_list_of_targets(capsys: Capsys, tmp_path: Path, conte
 
 @pytest.mark.parametrize("form", ["text", "json", "nagios", "prometheus"])
 def test_a_file_holds_what_standard_output_would(capsys: Capsys, tmp_path: Path, form: str) -> None:
-    with closed_port() as endpoint:
-        printed = run_main(capsys, endpoint.address, "--format", form)
-        written = run_main(capsys, endpoint.address, "--format", form, "--output", tmp_path / "file")
-    text = (tmp_path / "file").read_text(encoding="utf-8")
-    assert (written.code, written.out, written.err) == (printed.code, "", "")
-    assert (len(text.splitlines()), text.split()[0]) == (len(printed.out.splitlines()), printed.out.split()[0])
+    code, out, _ = run_main(capsys, REFUSED, "--format", form)
+    (tmp_path / "file").write_text("old")
+    assert run_main(capsys, REFUSED, "--format", form, "--output", tmp_path / "file") == (code, "", "")
+    written = (tmp_path / "file").read_text(encoding="utf-8")
+    assert re.sub(r"[\d.:TZe-]+", "#", written) == re.sub(r"[\d.:TZe-]+", "#", out)
     assert files_in(tmp_path) == ["file"]
 
 
@@ -187,6 +167,7 @@ def test_a_file_holds_what_standard_output_would(capsys: Capsys, tmp_path: Path,
 def test_mode_and_group_of_the_file_that_is_replaced_are_kept(
     capsys: Capsys, tmp_path: Path, mode: int, mask: int
 ) -> None:
+    """node_exporter runs as another user and must be able to read the file."""
     file = tmp_path / "metrics"
     file.write_text("old")
     file.chmod(mode)
@@ -194,8 +175,8 @@ def test_mode_and_group_of_the_file_that_is_replaced_are_kept(
     os.chown(file, -1, groups[-1])
     before = os.umask(mask)
     try:
-        assert run_main(capsys, REFUSED, "--output", file).code == 3
-        assert run_main(capsys, REFUSED, "--output", tmp_path / "new").code == 3
+        for name in "metrics", "new":
+            assert run_main(capsys, REFUSED, "--output", tmp_path / name).code == 3
     finally:
         os.umask(before)
     status = file.stat()
@@ -227,25 +208,24 @@ def test_a_link_stays_and_the_file_that_it_names_is_replaced(capsys: Capsys, tmp
     ],
 )
 def test_what_cannot_be_written_is_told_before_anything_is_sent(
-    capsys: Capsys, tmp_path: Path, file: str, why: str
+    capsys: Capsys, tmp_path: Path, peer: RawPeer, file: str, why: str
 ) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "pool")
     (tmp_path / "pool").symlink_to(tmp_path / "loop")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    with socket.socket(socket.AF_UNIX) as listener, RawPeer() as peer:
+    path = str(tmp_path / file)
+    with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "socket"))
-        path = str(tmp_path / file)
         outcome = run_main(capsys, peer.address, "--output", path)
-        assert peer.received == []
     assert outcome == Outcome(2, "", f"dicom-echo: cannot write {path}: {why.format(folder=tmp_path)}{HELP}")
-    assert files_in(tmp_path) == ["fifo", "folder", "loop", "pool", "socket"]
+    assert (peer.received, files_in(tmp_path)) == ([], ["fifo", "folder", "loop", "pool", "socket"])
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be somebody else meanwhile")
 @pytest.mark.parametrize("mode", [0o755, 0o1777], ids=["unwritable", "sticky"])
-def test_a_folder_where_this_user_may_not_replace_the_file(capsys: Capsys, mode: int) -> None:
-    with tempfile.TemporaryDirectory() as name, RawPeer() as peer:
+def test_a_folder_where_this_user_may_not_replace_the_file(capsys: Capsys, peer: RawPeer, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "file"
         file.write_text("root's")
         file.parent.chmod(mode)
@@ -259,85 +239,143 @@ def test_a_folder_where_this_user_may_not_replace_the_file(capsys: Capsys, mode:
     assert outcome == Outcome(2, "", f"dicom-echo: cannot write {file}: {why}{HELP}")
 
 
-# --- Output: what is written to --------------------------------------------------------------------------------------
+def test_what_a_killed_run_left_behind_does_no_harm(capsys: Capsys, tmp_path: Path) -> None:
+    """In a container, each run may have the same process id."""
+    for name in (f".file.{os.getpid()}.tmp", f".file.{os.getpid()}"):
+        (tmp_path / name).write_text("left behind")
+    assert run_main(capsys, REFUSED, "--output", tmp_path / "file") == (3, "", "")
+    assert (tmp_path / "file").read_text(encoding="utf-8").startswith(UNREACHABLE)
 
 
-@posix
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/$$/fd/1", "LINK", "-"])
-def test_a_log_that_standard_output_goes_to_is_never_replaced(tmp_path: Path, name: str) -> None:
-    if "/proc" in name and not Path("/proc/self/fd").exists():
-        pytest.skip("no /proc on this system")
-    (tmp_path / "link").symlink_to("/dev/stdout")
-    log = tmp_path / "log"
-    name = name.replace("LINK", str(tmp_path / "link"))
-    outcome = in_shell(f'exec >>{log}; echo before; "$@" --output {name}; echo after $?', REFUSED)
-    lines = log.read_text(encoding="utf-8").splitlines()
-    assert (outcome, lines[0], lines[1][:13], lines[-1]) == (Outcome(0, "", ""), "before", "❌ Unreachable", "after 3")
-    assert files_in(tmp_path) == ["link", "log"]
+# --- Output: until the new file is whole -----------------------------------------------------------------------------
 
 
-@posix
-def test_other_descriptors_pipes_and_devices(tmp_path: Path) -> None:
-    assert in_shell('exec "$@" --output /dev/null', REFUSED) == Outcome(3, "", "")
-    assert in_shell('"$@" --output >(cat >&2)', REFUSED).err.startswith("❌ Unreachable")
-    assert in_shell('exec "$@" --output /dev/stderr', REFUSED).err.startswith("❌ Unreachable")
-    assert in_shell('exec "$@" --output /dev/fd/7 7>&1', REFUSED).out.startswith("❌ Unreachable")
-    read_only = in_shell('exec "$@" --output /dev/fd/7 7</dev/null', REFUSED)
-    assert read_only == Outcome(3, "", "dicom-echo: cannot write the results: bad file descriptor\n")
-    os.mkfifo(tmp_path / "fifo")
-    outcome = in_shell(f'cat {tmp_path}/fifo & sleep 0.3; "$@" --output {tmp_path}/fifo; wait', REFUSED)
-    assert (outcome.out.splitlines()[0], outcome.err) == ("❌ Unreachable: connection refused", "")
-    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs, start_process(command_line(REFUSED, "--output", "/dev/stdout"), theirs.fileno()) as process:
-            assert process.wait(PATIENCE) == 3
-        assert ours.recv(9999).decode().startswith("❌ Unreachable")
-
-
-@posix
-def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong", [["host:99999"], ["host", "-t", "soon"], ["-T", "/no/such/file"], ["host", "--reuse"]], ids=" ".join
+)
+def test_the_old_file_stays_when_nothing_is_sent(capsys: Capsys, tmp_path: Path, wrong: list[str]) -> None:
     (tmp_path / "file").write_text("old")
-    with closed_port() as endpoint:
-        hosts = [f"T{number}@{endpoint.host_port}" for number in range(30)]
-        outcome = in_shell(f'ulimit -f 1; exec "$@" --output {tmp_path}/file --format json', *hosts)
+    assert run_main(capsys, *wrong, "--format", "prometheus", "--output", tmp_path / "file").code == 2
+    assert ((tmp_path / "file").read_text(), files_in(tmp_path)) == ("old", ["file"])
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(capsys: Capsys, tmp_path: Path) -> None:
+    file, seen = tmp_path / "file", list[str]()
+    file.write_text("old")
+
+    def answer(_conversation: Conversation) -> bytes:
+        seen.append(file.read_text())
+        return echo_rsp()
+
+    with RawPeer(script(echo=answer)) as peer:
+        run_main(capsys, peer.address, "--format", "json", "--output", file)
+    assert seen == ["old"]
+    assert file.read_text().startswith('{"schema_version"')
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("form", ["json", "prometheus"])
+def test_the_old_file_stays_when_an_interrupted_run_has_nothing_to_say(
+    capsys: Capsys, tmp_path: Path, peer: RawPeer, form: str, name: str
+) -> None:
+    """Half of the series would look as if the other targets were gone. No temporary file is left."""
+    (tmp_path / "file").write_text("old")
+    number = getattr(signal, name)
+
+    def interrupt(_conversation: Conversation) -> bytes:
+        if form == "prometheus":
+            peer.conversation()  # has had its echo
+        os.kill(os.getpid(), number)
+        return b""
+
+    with RawPeer(script(accept=interrupt)) as silent:
+        targets = [peer.address, silent.address] if form == "prometheus" else [silent.address]
+        outcome = run_main(capsys, *targets, "-t", 60, "--format", form, "--output", tmp_path / "file")
+    assert outcome == (128 + number, "", "")
+    assert ((tmp_path / "file").read_text(), files_in(tmp_path)) == ("old", ["file"])
+
+
+@posix
+def test_the_old_file_stays_when_the_disk_is_full(capsys: Capsys, tmp_path: Path) -> None:
+    import resource
+
+    (tmp_path / "file").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        outcome = run_main(capsys, *[REFUSED] * 5, "--output", tmp_path / "file", "--format", "json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert outcome == Outcome(3, "", "dicom-echo: cannot write the results: file too large\n")
     assert ((tmp_path / "file").read_text(), files_in(tmp_path)) == ("old", ["file"])
 
 
-# --- Output: interrupted runs ----------------------------------------------------------------------------------------
-
-
-@posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("form", ["prometheus", "json"])
-def test_a_signal_leaves_no_temporary_file_and_the_old_one(tmp_path: Path, number: signal.Signals, form: str) -> None:
-    (tmp_path / "file").write_text("old")
-    with silent_listener() as endpoint:
-        command = command_line(endpoint.address, "-t", 60, "--format", form, "--output", tmp_path / "file")
-        with start_process(command) as process:
-            while len(files_in(tmp_path)) < 2:
-                assert process.poll() is None
-            process.send_signal(number)
-            assert process.communicate(timeout=PATIENCE) == ("", "")
-    assert (process.returncode, files_in(tmp_path)) == (-number, ["file"])
-    assert (tmp_path / "file").read_text() == "old"
-
-
 def test_readers_never_see_a_part_of_a_file(capsys: Capsys, tmp_path: Path) -> None:
-    file, seen, stop = tmp_path / "metrics", set(), threading.Event()
+    file, seen, stop = tmp_path / "metrics", set[int](), threading.Event()
+
+    def write() -> None:
+        assert run_main(capsys, REFUSED, "127.0.0.1:2", "--format", "prometheus", "--output", file) == (3, "", "")
 
     def read() -> None:
         while not stop.is_set():
-            if file.exists():
-                seen.add(len(file.read_text(encoding="utf-8").splitlines()))
+            seen.add(file.read_text(encoding="utf-8").count("\n"))
 
+    write()
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for _ in range(10):
-            assert run_main(capsys, REFUSED, "127.0.0.1:2", "--format", "prometheus", "--output", file).code == 3
+        for _ in range(40):
+            write()
     finally:
         stop.set()
         reader.join()
-    assert seen == {len(file.read_text(encoding="utf-8").splitlines())}
+    assert seen == {file.read_text(encoding="utf-8").count("\n")}
+    assert files_in(tmp_path) == ["metrics"]
+
+
+# --- Output: what is written to --------------------------------------------------------------------------------------
+
+IN_TURN = (
+    "import sys, dicom_echo\nfor file in sys.argv[1:]: print(file, dicom_echo.main(['127.0.0.1:1', '--output', file]))"
+)
+
+
+@posix
+def test_a_log_that_standard_output_goes_to_is_never_replaced(tmp_path: Path) -> None:
+    log, link = tmp_path / "log", tmp_path / "link"
+    link.symlink_to("/dev/stdout")
+    names = ["-", "/dev/stdout", "/dev/fd/1", str(link), "/dev/fd/7"]
+    if Path("/proc/self/fd").exists():
+        names += ["/proc/self/fd/1", "/proc/$$/fd/1"]  # the latter is that of the shell
+    command = ["bash", "-c", f'exec >>{log}; echo before; "$@" {" ".join(names)} /dev/stderr 7>&1; echo after', "bash"]
+    outcome = run_process([*command, sys.executable, "-u", "-c", IN_TURN], environment())
+    assert outcome.code == 0
+    assert outcome.err.startswith(UNREACHABLE)
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert (lines[0], lines[-1], lines.count(UNREACHABLE)) == ("before", "after", len(names))
+    assert len([line for line in lines if line.endswith(" 3")]) == len(names) + 1
+    assert files_in(tmp_path) == ["link", "log"]
+
+
+@posix
+def test_other_descriptors_pipes_and_devices(capsys: Capsys, tmp_path: Path) -> None:
+    def written(file: str, read: Callable[[], bytes] = lambda: b"") -> str:
+        assert run_main(capsys, REFUSED, "--output", file) == (3, "", "")
+        return read().decode().partition("\n")[0]
+
+    assert written("/dev/null") == ""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert written(str(tmp_path / "fifo"), lambda: os.read(reader, 9999)) == UNREACHABLE
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    os.close(reader)
+    reader, writer = os.pipe()  # such is >(cat)
+    assert written(f"/dev/fd/{writer}", lambda: os.read(reader, 9999)) == UNREACHABLE
+    os.close(writer)
+    outcome = run_main(capsys, REFUSED, "--output", f"/dev/fd/{reader}")  # which is open for reading
+    assert outcome == Outcome(3, "", "dicom-echo: cannot write the results: bad file descriptor\n")
+    os.close(reader)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert written(f"/dev/fd/{theirs.fileno()}", lambda: ours.recv(9999)) == UNREACHABLE
