@@ -107,21 +107,6 @@ def in_shell(script: str, *arguments: object, **changes: str) -> Outcome:
     return run_process(["bash", "-c", script, "bash", *command_line(*arguments)], environment(**changes))
 
 
-def interrupt_after(text: str, number: signal.Signals, *arguments: object, **options: Any) -> Outcome:
-    """Run the command until its output holds a text, then send it a signal."""
-    with start_process(command_line(*arguments), **options) as process:
-        assert process.stdout
-        seen = ""
-        while text not in seen:
-            line = process.stdout.readline()
-            assert line, (seen, process.communicate()[1])
-            seen += line
-        time.sleep(0.2)  # the next echo is under way by then
-        process.send_signal(number)
-        rest, err = process.communicate(timeout=PATIENCE)
-    return Outcome(process.returncode, seen + rest, err)
-
-
 CONTROLLED = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
