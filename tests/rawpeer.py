@@ -653,7 +653,7 @@ class RawPeer:
 
     def __enter__(self) -> RawPeer:
         self._listener = socket.create_server((self.host, 0), family=family_of(self.host), backlog=128)
-        self._listener.settimeout(0.05)  # no portable way to wake an accept, so it looks up now and then
+        self._listener.settimeout(1)  # in case that it cannot be woken by a connection
         self._acceptor = threading.Thread(target=self._accept, name="RawPeer accepts", daemon=True)
         self._acceptor.start()
         return self
@@ -662,6 +662,8 @@ class RawPeer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopping.set()
+        with contextlib.suppress(OSError):
+            socket.create_connection((self.host, self.port), timeout=1).close()  # no other way to wake it is portable
         self._acceptor.join()
         self._listener.close()
         for link in self._links:
@@ -702,6 +704,9 @@ class RawPeer:
         while not self._stopping.is_set():
             with contextlib.suppress(socket.timeout):
                 sock, _ = self._listener.accept()
+                if self._stopping.is_set():
+                    sock.close()
+                    return
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._nodelay)
                 self._start(Link(sock, self._stopping))
 
