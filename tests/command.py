@@ -113,6 +113,34 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
+def open_terminal(width: int) -> tuple[int, int]:
+    """The two sides of a terminal: ours, and that of the command."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, width, 0, 0))
+    return ours, theirs
+
+
+def read_terminal(ours: int, interrupt_after: str = "") -> str:
+    """What is shown until the other side is closed; Ctrl-C is typed when a text is."""
+    shown, typed, end = b"", not interrupt_after, time.monotonic() + PATIENCE
+    with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+        while select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not (data := os.read(ours, 1 << 16)):
+                break
+            shown += data
+            if not typed and interrupt_after.encode() in shown:
+                typed = True
+                time.sleep(0.1)
+                os.write(ours, b"\x03")
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
 def run_on_terminal(
     *arguments: object,
     width: int = 80,
@@ -125,34 +153,12 @@ def run_on_terminal(
 
     Its three streams are the terminal, unless they are said to be something else.
     """
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, width, 0, 0))
+    ours, theirs = open_terminal(width)
     controlled = [sys.executable, "-c", CONTROLLED, *(command or command_line(*arguments))]
     used = {"stdout": theirs, "stderr": theirs, **streams}
     variables = {"TERM": "xterm", **changes}
     with start_process(controlled, stdin=theirs, changes=variables, start_new_session=True, **used) as process:
         os.close(theirs)
-        shown, typed, end = b"", not interrupt_after, time.monotonic() + PATIENCE
-        with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
-            while select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                if not (data := os.read(ours, 1 << 16)):
-                    break
-                shown += data
-                if not typed and interrupt_after.encode() in shown:
-                    typed = True
-                    time.sleep(0.2)
-                    os.write(ours, b"\x03")
-        os.close(ours)
-        err = process.stderr.read() if process.stderr else ""
+        shown = read_terminal(ours, interrupt_after)
         process.wait(PATIENCE)
-    return Outcome(process.returncode, shown.decode().replace("\r\n", "\n"), err)
-
-
-def left_on_screen(shown: str) -> list[str]:
-    """The lines that are left once each line that was cleared is cleared."""
-    return [line.rpartition("\r\x1b[K")[2] for line in shown.split("\n")]
+    return Outcome(process.returncode, shown, "")

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import re
 import signal
-import subprocess
+import sys
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from command import command_line, left_on_screen, posix, run_on_terminal
-from rawpeer import Endpoint, RawPeer, associate_rj, closed_port, script, silent_listener
+from command import NO_CHANGES, SWAYING, Outcome, command_line, open_terminal, posix, read_terminal, run_on_terminal
+from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, associate_rj, script, silent_listener
+
+import dicom_echo
 
 pytestmark = posix
 
+REFUSED = "127.0.0.1:1"  # nobody listens there
 REJECTING = script(accept=associate_rj(1, 1, 7))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def silent() -> Iterator[Endpoint]:
     """A port where every connection succeeds and nobody answers."""
     with silent_listener() as endpoint:
         yield endpoint
+
+
+def shown(code: int, *arguments: object, width: int = 80, changes: Mapping[str, str] = NO_CHANGES) -> str:
+    """What a terminal shows of the command, run in this process; its code is the one expected."""
+    ours, theirs = open_terminal(width)
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append(read_terminal(ours)))
+    reader.start()
+    with pytest.MonkeyPatch.context() as patched, open(theirs, "w", encoding="utf-8") as stream:  # noqa: PTH123
+        for name in SWAYING:
+            patched.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm", **changes}.items():
+            patched.setenv(name, value)
+        patched.setattr(sys, "stdout", stream)
+        patched.setattr(sys, "stderr", stream)
+        told = dicom_echo.main([str(argument) for argument in arguments])
+    reader.join()
+    assert told == code, got
+    return got[0]
 
 
 def plain(text: str) -> str:
@@ -42,18 +66,14 @@ def columns(text: str) -> int:
 # --- Width -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("term", ["xterm", "dumb"])
+@pytest.mark.parametrize("changes", [{"TERM": "xterm"}, {"TERM": "dumb"}, {"COLUMNS": "55"}], ids=str)
 @pytest.mark.parametrize("width", [60, 80, 132])
 @pytest.mark.parametrize("options", [[], ["-v"], ["-c", "2", "-i", "0"]], ids=str)
-def test_lines_are_wrapped_between_words(width: int, options: list[str], term: str) -> None:
+def test_lines_are_wrapped_between_words(width: int, options: list[str], changes: dict[str, str]) -> None:
     with RawPeer(REJECTING) as peer:
-        code, shown, _ = run_on_terminal(
-            "-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width, changes={"TERM": term}
-        )
-    lines = plain(shown).splitlines()
-    assert code == 1
-    assert max(map(columns, lines)) <= width
-    told = " ".join(plain(shown).split())
+        text = plain(shown(1, "-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width, changes=changes))
+    assert max(map(columns, text.splitlines())) <= int(changes.get("COLUMNS", width))
+    told = " ".join(text.split())
     for phrase in ("called AE title not recognized", "rejected-permanent, service-user, reason 7", '"A LONG TITLE"'):
         assert phrase in told
 
@@ -61,9 +81,8 @@ def test_lines_are_wrapped_between_words(width: int, options: list[str], term: s
 @pytest.mark.parametrize("width", [60, 80])
 def test_the_bars_of_the_timeline_fit(width: int) -> None:
     with RawPeer() as peer:
-        lines = plain(run_on_terminal("-v", peer.address, width=width).out).splitlines()
-    bars = [line for line in lines if line.endswith("█")]
-    assert len(bars) == 5
+        lines = plain(shown(0, "-v", peer.address, width=width)).splitlines()
+    assert sum(line.endswith("█") for line in lines) == 5
     assert max(map(columns, lines)) <= width
 
 
@@ -71,22 +90,16 @@ def test_the_bars_of_the_timeline_fit(width: int) -> None:
 @pytest.mark.parametrize("width", [60, 80, 132])
 def test_the_table_is_aligned_and_fits(tmp_path: Path, width: int, options: list[str]) -> None:
     labels = ["archive", "放射線科の古いサーバー", "Mo\u0308bius", "the worklist server of the second floor", ""]
-    with RawPeer() as good, RawPeer(REJECTING) as bad, closed_port() as closed:
-        hosts = [good.address, bad.address, closed.address, good.address, bad.address]
+    with RawPeer() as good, RawPeer(REJECTING) as bad:
+        hosts = [good.address, bad.address, REFUSED, good.address, bad.address]
         lines = [f"{host} # {label}\n" for host, label in zip(hosts, labels)]
         (tmp_path / "fleet").write_text("".join(lines).replace(" # \n", "\n"), encoding="utf-8")
-        shown = run_on_terminal("-T", tmp_path / "fleet", "--color", "never", *options, width=width).out
-    lines = plain(shown).splitlines()
+        text = shown(3, "-T", tmp_path / "fleet", "--color", "never", *options, width=width)
+    lines = plain(text).splitlines()
     rows = lines[: lines.index("")]
-    assert len(rows) == 5, shown
-    assert len({columns(re.split("[✅❌]", row)[0]) for row in rows}) == 1, shown
-    assert max(map(columns, lines)) <= width, shown
-
-
-def test_columns_in_the_environment_count() -> None:
-    with RawPeer(REJECTING) as peer:
-        shown = run_on_terminal(peer.address, width=132, changes={"COLUMNS": "50"}).out
-    assert max(map(columns, plain(shown).splitlines())) <= 50
+    assert len(rows) == 5, text
+    assert len({columns(re.split("[✅❌]", row)[0]) for row in rows}) == 1, text
+    assert max(map(columns, lines)) <= width, text
 
 
 # --- Colour ----------------------------------------------------------------------------------------------------------
@@ -109,76 +122,89 @@ def test_columns_in_the_environment_count() -> None:
     ids=str,
 )
 def test_colour_on_a_terminal(options: list[str], variables: dict[str, str], coloured: bool) -> None:
-    with closed_port() as closed:
-        code, shown, _ = run_on_terminal(*options, closed.address, changes=variables)
-    assert code == (2 if "nagios" in options else 3)
-    assert ("\x1b[31mUnreachable: connection refused\x1b[0m" in shown) == coloured
-    assert ("\x1b[" in shown.replace("\r\x1b[K", "")) == coloured
+    text = shown(2 if "nagios" in options else 3, *options, REFUSED, changes=variables)
+    assert ("\x1b[31mUnreachable: connection refused\x1b[0m" in text) == coloured
+    assert ("\x1b[" in text.replace("\r\x1b[K", "")) == coloured
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_second_the_terminal_is_told_what_is_waited_for(silent: Endpoint) -> None:
-    with RawPeer() as quick:
-        shown = run_on_terminal(silent.address, "-t", 1.8).out
-        assert f"\r\x1b[Kwaiting for {silent.address} …" in shown
-        assert "waiting" not in "".join(left_on_screen(shown))
-        assert "waiting" not in run_on_terminal(quick.address).out
-        shown = run_on_terminal(quick.address, silent.address, "-t", 1.8).out
-        assert f"1 of 2 done, waiting for {silent.address} …" in shown
-        assert [line.split()[0] for line in left_on_screen(shown)[:2]] == [quick.address, silent.address]
+@pytest.fixture(scope="module")
+def waited(tmp_path_factory: pytest.TempPathFactory, silent: Endpoint) -> dict[str, Outcome]:
+    """Runs that wait for a silent peer for more than a second, all at the same time."""
+    folder = tmp_path_factory.mktemp("waited")
+    with (
+        concurrent.futures.ThreadPoolExecutor(16) as pool,
+        (folder / "results").open("w") as results,
+        RawPeer() as peer,
+    ):
+        one, two = [silent.address, "-t", 1.6], [silent.address, REFUSED, "-t", 1.6]
+        piped = ["bash", "-c", 'pipe=$1; shift; "$@" | $pipe', "bash"]
+        json_lines = command_line(*two, "--format", "json")
+        runs = {
+            "one": pool.submit(run_on_terminal, *one),
+            "quick": pool.submit(run_on_terminal, peer.address),
+            "two": pool.submit(run_on_terminal, *two),
+            "narrow": pool.submit(run_on_terminal, *two, width=30),
+            "ASCII": pool.submit(run_on_terminal, *one, changes={"PYTHONIOENCODING": "ascii"}),
+            "-q": pool.submit(run_on_terminal, *one, "-q"),
+            "-d": pool.submit(run_on_terminal, *one, "-d"),
+            "dumb": pool.submit(run_on_terminal, *two, changes={"TERM": "dumb"}),
+            "head": pool.submit(run_on_terminal, command=[*piped, "head -n 9", *json_lines]),
+            "cat": pool.submit(run_on_terminal, command=[*piped, "cat", *json_lines]),
+            "redirected": pool.submit(run_on_terminal, *one, stdout=results.fileno()),
+            "--output": pool.submit(run_on_terminal, *one, "--output", folder / "output"),
+        }
+        done = {name: run.result() for name, run in runs.items()}
+    return {**done, "results": Outcome(0, (folder / "results").read_text(encoding="utf-8"), "")}
 
 
-def test_progress_stays_within_the_terminal(silent: Endpoint) -> None:
-    shown = run_on_terminal(silent.address, f"X@{silent.host_port}", "-t", 1.5, width=40).out
-    progress = re.findall(r"\r\x1b\[K(\d of 2 done[^\r\n]*)", shown)
-    assert progress
-    assert max(map(columns, progress)) < 40
+def test_after_a_second_the_terminal_is_told_what_is_waited_for(waited: dict[str, Outcome], silent: Endpoint) -> None:
+    for name in "one", "redirected", "--output":
+        assert f"\r\x1b[Kwaiting for {silent.address} …" in waited[name].out
+    assert f"1 of 2 done, waiting for {silent.address} …" in waited["two"].out
+    assert f"waiting for {silent.address} ..." in waited["ASCII"].out
+    assert "\\u" not in waited["ASCII"].out
 
 
-def test_progress_in_ascii(silent: Endpoint) -> None:
-    shown = run_on_terminal(silent.address, "-t", 1.8, changes={"PYTHONIOENCODING": "ascii"}).out
-    assert f"waiting for {silent.address} ..." in shown
-    assert "\\u" not in shown
+def test_progress_is_cleared_and_stays_within_the_terminal(waited: dict[str, Outcome], silent: Endpoint) -> None:
+    assert "waiting" not in "".join(screen(waited["one"].out))
+    assert [line.split()[0] for line in screen(waited["two"].out)[:2]] == [f"ANY-SCP@{REFUSED}", silent.address]
+    progress = re.findall(r"\r\x1b\[K(\d of 2 done[^\r\n]*)", waited["narrow"].out)
+    assert max(map(columns, progress)) < 30
 
 
-@pytest.mark.parametrize("options", [["-q"], ["-d"]], ids=str)
-def test_no_progress_where_it_is_not_wanted(silent: Endpoint, options: list[str]) -> None:
-    assert "waiting" not in run_on_terminal(silent.address, "-t", 1.3, *options).out
+@pytest.mark.parametrize("name", ["quick", "-q", "-d", "dumb", "head", "cat", "results"])
+def test_no_progress_where_it_is_not_wanted(waited: dict[str, Outcome], name: str) -> None:
+    assert "waiting" not in waited[name].out
+    if name in ("head", "cat"):  # whose terminal is ours, too
+        assert len([json.loads(line) for line in waited[name].out.splitlines()]) == 3
+    if name == "dumb":
+        assert "\x1b" not in waited[name].out
 
 
-def test_a_dumb_terminal_has_no_progress_and_no_escapes(silent: Endpoint) -> None:
-    shown = run_on_terminal(silent.address, "127.0.0.1:1", "-t", 1.3, changes={"TERM": "dumb"}).out
-    assert "\x1b" not in shown
-    assert "waiting" not in shown
+def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its window is closed while the results go into a file, and SIGHUP is ignored (nohup)."""
+    ours, theirs = open_terminal(80)
 
+    def close(_conversation: Conversation) -> bytes:
+        os.close(ours)
+        return b""
 
-@pytest.mark.parametrize("pipe", ["head -n 9", "cat"])
-def test_progress_does_not_spoil_what_the_reader_of_a_pipe_prints(silent: Endpoint, pipe: str) -> None:
-    """The reader's terminal is ours, too: `| head`, `| jq`."""
-    command = ["bash", "-c", f'"$@" | {pipe}', "bash"]
-    command += command_line(silent.address, "127.0.0.1:1", "-t", 1.5, "--format", "json")
-    shown = run_on_terminal(command=command).out
-    assert len([json.loads(line) for line in shown.splitlines()]) == 3
-
-
-def test_progress_is_shown_where_the_results_go_into_a_file(tmp_path: Path, silent: Endpoint) -> None:
-    with (tmp_path / "results").open("w") as file:
-        shown = run_on_terminal(silent.address, "-t", 1.5, stdout=file.fileno()).out
-    assert f"waiting for {silent.address} …" in shown
-    assert "waiting" not in (tmp_path / "results").read_text(encoding="utf-8")
-    shown = run_on_terminal(silent.address, "-t", 1.5, "--output", tmp_path / "results").out
-    assert f"waiting for {silent.address} …" in shown
+    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(close))) as peer, open(theirs, "w") as stream:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        assert dicom_echo.main([peer.address, "-t", "1.3", "--output", os.devnull]) == 3
 
 
 # --- A table that is kept up to date ---------------------------------------------------------------------------------
 
 
-def screen(shown: str) -> list[str]:
+def screen(text: str) -> list[str]:
     """What a terminal of 25 lines shows in the end: cursor up and down, and clearing to the end of the line."""
     lines, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[(?:\d+)?[ABKm]|\x1b\[\d+;?\d*m|.|\n", shown, re.DOTALL):
+    for token in re.findall(r"\x1b\[(?:\d+)?[ABKm]|\x1b\[\d+;?\d*m|.|\n", text, re.DOTALL):
         if token == "\n":
             row, column = row + 1, 0
             lines += [""] * (row + 1 - len(lines))
@@ -198,41 +224,29 @@ def screen(shown: str) -> list[str]:
 def test_endless_echoes_to_many_keep_a_row_for_each_up_to_date(silent: Endpoint) -> None:
     with RawPeer() as one, RawPeer() as other:
         addresses = [one.address, silent.address, other.address]
-        options = ["-c", "0", "-i", "0.5", "-t", "60", "--color", "never"]
-        code, shown, _ = run_on_terminal(*addresses, *options, interrupt_after="3/3")
-    lines = screen(shown)
+        options = ["-c", "0", "-i", "0.4", "-t", "60", "--color", "never"]
+        code, text, _ = run_on_terminal(*addresses, *options, interrupt_after="3/3")
+    lines = screen(text)
     assert code == -signal.SIGINT
     assert [line.split()[0] for line in lines[:3]] == addresses
     assert re.search(r" (\d+)/\1 0% loss .* ✅ Success$", lines[0])
-    assert shown.count("\n") < 12, "a row is written over, not repeated"
+    assert len(lines) == 5, "a row is written over, not repeated"
     assert re.match(r"\d+ echoes: \d+ ok; interrupted with 1 under way$", lines[-2])
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [[], ["-c", "0"]], ids=str)
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_ctrl_c_is_not_on_one_line_with_the_statistics(silent: Endpoint, options: list[str], hosts: int) -> None:
-    addresses = [silent.address, "127.0.0.1:1"][:hosts]
-    code, shown, _ = run_on_terminal(
-        *addresses, *options, "-t", 60, interrupt_after="…" if not options else addresses[-1]
-    )
-    assert code == -signal.SIGINT
-    assert "^C" in shown
-    assert not [line for line in screen(shown) if re.search(r"\^C.*\w", line)]
-    assert re.search("interrupted|statistics", shown)
-    assert "Traceback" not in shown
+def test_ctrl_c_is_not_on_one_line_with_the_statistics(silent: Endpoint) -> None:
+    def run(addresses: list[str], options: list[str]) -> Outcome:
+        told = addresses[-1] if options else "…"
+        return run_on_terminal(*addresses, *options, "-t", 60, interrupt_after=told)
 
-
-def test_a_terminal_that_is_gone_is_no_error(silent: Endpoint) -> None:
-    """As when its window is closed while the results go into a file, and SIGHUP is ignored (nohup)."""
-    import pty
-
-    from command import PATIENCE, start_process
-
-    ours, theirs = pty.openpty()
-    with start_process(command_line(silent.address, "-t", 2), subprocess.DEVNULL, theirs, {"TERM": "xterm"}) as process:
-        os.close(theirs)
-        os.close(ours)
-        assert process.wait(PATIENCE) == 3
+    one, two = [silent.address], [silent.address, REFUSED]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for code, text, _ in pool.map(run, [one, two, one, two], [[], [], ["-c", "0"], ["-c", "0"]]):
+            assert code == -signal.SIGINT
+            assert "^C" in text
+            assert not [line for line in screen(text) if re.search(r"\^C.*\w", line)]
+            assert re.search("interrupted|statistics", text)
+            assert "Traceback" not in text
