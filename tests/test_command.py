@@ -788,7 +788,7 @@ def test_a_host_s_broken_stream_stays_the_host_s() -> None:
     program = "import os, sys, dicom_echo; dicom_echo.main(['-h']); sys.stderr.write(os.readlink('/proc/self/fd/1'))"
     reader, writer = os.pipe()
     os.close(reader)
-    with start_process([sys.executable, "-u", "-c", program], writer) as process:
+    with start_process([sys.executable, "-c", program], writer) as process:
         os.close(writer)
         assert process.communicate(timeout=PATIENCE)[1].startswith("pipe:")
 

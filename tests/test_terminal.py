@@ -184,7 +184,7 @@ def test_no_progress_where_it_is_not_wanted(waited: dict[str, Outcome], name: st
         assert "\x1b" not in waited[name].out
 
 
-def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As when its window is closed while the results go into a file, and SIGHUP is ignored (nohup)."""
     ours, theirs = open_terminal(80)
 
@@ -195,7 +195,8 @@ def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     with RawPeer((Expect(A_ASSOCIATE_RQ), Send(close))) as peer, open(theirs, "w") as stream:  # noqa: PTH123
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setenv("TERM", "xterm")
-        assert dicom_echo.main([peer.address, "-t", "1.3", "--output", os.devnull]) == 3
+        assert dicom_echo.main([peer.address, "-t", "1.3", "--output", str(tmp_path / "results")]) == 3
+    assert (tmp_path / "results").read_text(encoding="utf-8").startswith("❌ Timed out")
 
 
 # --- A table that is kept up to date ---------------------------------------------------------------------------------
