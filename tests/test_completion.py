@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import pty
@@ -11,16 +9,16 @@ import select
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from command import PATIENCE, Outcome, command_line, run_main, run_process
+from command import PATIENCE, Outcome, run_main, run_process
 from conftest import require
 
-import dicom_echo
-
 pytest.importorskip("shtab")
+
+Capsys = pytest.CaptureFixture[str]
 
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 PROMPT, RECORDED = "READY> ", "<recorded>"
@@ -36,7 +34,6 @@ INSTALLED = {
     "fish": ".config/fish/completions/dicom-echo.fish",
     "tcsh": ".tcshrc",
 }
-shells = pytest.mark.parametrize("shell", STARTUP)
 
 
 @pytest.fixture
@@ -48,6 +45,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ".zfunc").mkdir()
     (tmp_path / "fleet.txt").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "known_hosts").write_text("pacs.example ssh-ed25519 AAAA\n")
+    (tmp_path / "hosts").write_text("192.0.2.7 pacs.example\n")
+    monkeypatch.setenv("HOSTFILE", str(tmp_path / "hosts"))  # which is bash's
     recorder = tmp_path / "bin" / "dicom-echo"
     recorder.parent.mkdir()
     recorder.write_text(
@@ -71,40 +72,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items() if not name.startswith(own)}
 
 
-def install(shell: str) -> Outcome:
-    path = require(shell, shell)
-    if shell == "bash" and not BASH_COMPLETION.exists():
-        require("bash_completion", "bash-completion")
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patched.setenv("SHELL", path)
-        code = dicom_echo.main(["--install-completion"])
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
-@contextlib.contextmanager
-def terminal(shell: str, folder: Path) -> Iterator[int]:
-    """A shell on a pseudo-terminal, at its first prompt."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(folder)
-        os.execvp(shell, [shell])
-    try:
-        yield terminal
-    finally:
-        os.close(terminal)  # the shell is hung up on
-        os.waitpid(process, 0)
-
-
 def typed(shell: str, home: Path, lines: Iterable[str]) -> list[list[str]]:
-    """What the command is given when these lines are typed, where <TAB> is the key."""
-    record, given = home / "arguments", list[list[str]]()
-    with terminal(shell, home) as keyboard:
+    """What the command is given when these lines are typed into a shell on a terminal, where <TAB> is the key."""
+    process, keyboard = pty.fork()
+    if process == 0:
+        os.chdir(home)
+        os.execvp(shell, [shell])
+    given = list[list[str]]()
+    try:
         read_until(lambda shown: PROMPT in shown, keyboard)
         for line in lines:
             os.write(keyboard, line.replace("<TAB>", "\t").encode() + b"\r")
             read_until(lambda shown: PROMPT in shown.partition(RECORDED)[2], keyboard)
-            given.append(json.loads(record.read_text()))
+            # zsh removes the slash behind a folder
+            given.append([argument.rstrip("/") for argument in json.loads((home / "arguments").read_text())])
+    finally:
+        os.close(keyboard)  # the shell is hung up on
+        os.waitpid(process, 0)
     return given
 
 
@@ -128,41 +112,31 @@ COMPLETED = {
     "dicom-echo -v --cacert fold<TAB>": ["-v", "--cacert", "folder"],
     "dicom-echo fle<TAB>": ["fle"],
 }
+HOST_NAME = {"dicom-echo pacs.ex<TAB>": ["pacs.example"]}
 
 
-@shells
-def test_a_shell_completes(shell: str, home: Path) -> None:
-    """Options, choices, and files after options that take one; a HOST is no file."""
-    assert install(shell).code == 0
-    given = [[argument.rstrip("/") for argument in each] for each in typed(shell, home, COMPLETED)]  # zsh removes it
-    assert dict(zip(COMPLETED, given)) == COMPLETED
-
-
-@shells
-def test_install_writes_one_file_and_says_which(shell: str, home: Path) -> None:
+@pytest.mark.parametrize("shell", STARTUP)
+def test_a_shell_completes_once_installed(
+    shell: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    """Installing writes one file and says which. Completed are options, choices, files where one is due, hosts."""
+    monkeypatch.setenv("SHELL", require(shell, shell))
+    if shell == "bash" and not BASH_COMPLETION.exists():
+        require("bash_completion", "bash-completion")
     before = contents(home)
-    outcome = install(shell)
+    outcome = run_main(capsys, "--install-completion")
     after = contents(home)
     assert (outcome.code, outcome.err) == (0, "")
     assert str(home / INSTALLED[shell]) in outcome.out
     assert {name for name in after if after[name] != before.get(name)} == {INSTALLED[shell]}
     assert before.keys() <= after.keys()
     assert after[INSTALLED[shell]].startswith(before.get(INSTALLED[shell], b""))
-    assert install(shell) == outcome
-    assert contents(home) == after
+    assert (run_main(capsys, "--install-completion"), contents(home)) == (outcome, after)
+    lines = COMPLETED if shell == "tcsh" else {**COMPLETED, **HOST_NAME}
+    assert dict(zip(lines, typed(shell, home, lines))) == lines
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_a_host_name(shell: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / ".ssh").mkdir()
-    (home / ".ssh" / "known_hosts").write_text("pacs.example ssh-ed25519 AAAA\n")
-    (home / "hosts").write_text("192.0.2.7 pacs.example\n")
-    monkeypatch.setenv("HOSTFILE", str(home / "hosts"))  # which is bash's
-    assert install(shell).code == 0
-    assert typed(shell, home, ["dicom-echo pacs.ex<TAB>"]) == [["pacs.example"]]
-
-
-def test_install_for_powershell_adds_to_its_profile(home: Path) -> None:
+def test_install_for_powershell_adds_to_its_profile(home: Path, capsys: Capsys) -> None:
     """A stand-in tells where the profile is, so that the rest is tested where there is no PowerShell."""
     profile = home / "Documents" / "profile.ps1"
     pwsh = home / "bin" / "pwsh"
@@ -171,7 +145,7 @@ def test_install_for_powershell_adds_to_its_profile(home: Path) -> None:
     profile.parent.mkdir()
     profile.write_bytes(b"\xef\xbb\xbfSet-Alias ll ls\r\n")
     for _ in range(2):
-        outcome = run_process(command_line("--install-completion", "powershell"))
+        outcome = run_main(capsys, "--install-completion", "powershell")
         assert (outcome.code, outcome.err) == (0, "")
         assert str(profile) in outcome.out
     text = profile.read_bytes()
@@ -179,35 +153,35 @@ def test_install_for_powershell_adds_to_its_profile(home: Path) -> None:
     assert text.count(b"Register-ArgumentCompleter -Native -CommandName dicom-echo") == 1
 
 
-def test_install_leaves_a_profile_in_utf_16_alone(home: Path) -> None:
+def test_install_leaves_a_profile_in_utf_16_alone(home: Path, capsys: Capsys) -> None:
     profile = home / ".tcshrc"
     profile.write_text("set prompt='> '", encoding="utf-16")
     before = profile.read_bytes()
-    outcome = run_process(command_line("--install-completion", "tcsh"))
+    outcome = run_main(capsys, "--install-completion", "tcsh")
     assert (outcome.code, outcome.out) == (2, "")
     assert "cannot install" in outcome.err
     assert profile.read_bytes() == before
 
 
-def test_powershell_completes(tmp_path: Path) -> None:
+def test_powershell_completes(tmp_path: Path, capsys: Capsys) -> None:
     pwsh = shutil.which("pwsh") or pytest.skip("PowerShell is not installed (and no Debian package)")
     script = tmp_path / "dicom-echo.ps1"
-    script.write_text(run_process(command_line("--show-completion", "powershell")).out)
+    script.write_text(run_main(capsys, "--show-completion", "powershell").out)
     for line, completed in ("dicom-echo --form", "--format"), ("dicom-echo --format pro", "prometheus"):
         ask = f". '{script}'; (TabExpansion2 '{line}' {len(line)}).CompletionMatches.CompletionText"
         assert run_process([pwsh, "-NoProfile", "-Command", ask]) == Outcome(0, f"{completed}\n", "")
 
 
-def test_zsh_without_a_folder_of_the_user_is_told(home: Path) -> None:
+def test_zsh_without_a_folder_of_the_user_is_told(home: Path, capsys: Capsys) -> None:
     zsh = home / "bin" / "zsh"
     zsh.write_text("#!/bin/sh\necho /nowhere\n")
     zsh.chmod(0o755)
-    outcome = run_process(command_line("--install-completion", "zsh"))
+    outcome = run_main(capsys, "--install-completion", "zsh")
     assert (outcome.code, outcome.out) == (2, "")
     assert "add one in .zshrc" in outcome.err
 
 
-def test_the_login_shell_is_the_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_login_shell_is_the_default(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     shown = {shell: run_main(capsys, "--show-completion", shell) for shell in ("bash", "zsh", "fish", "tcsh")}
     assert len({outcome.out for outcome in shown.values()}) == len(shown)
     for path, shell in ("/bin/bash", "bash"), ("/opt/bin/fish", "fish"), ("/usr/bin/zsh", "zsh"), ("/bin/csh", "tcsh"):
@@ -215,7 +189,7 @@ def test_the_login_shell_is_the_default(monkeypatch: pytest.MonkeyPatch, capsys:
         assert run_main(capsys, "--show-completion") == shown[shell]
 
 
-def test_an_unknown_shell_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_shell_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     monkeypatch.setenv("SHELL", "/bin/dash")
     outcome = run_main(capsys, "--show-completion")
     assert (outcome.code, outcome.out) == (2, "")
@@ -223,14 +197,14 @@ def test_an_unknown_shell_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert run_main(capsys, "--show-completion", "dash").code == 2
 
 
-def test_without_shtab_its_name_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_shtab_its_name_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     outcome = run_main(capsys, "--show-completion", "bash")
     assert (outcome.code, outcome.out) == (2, "")
     assert "pip install 'dicom-echo[completion]'" in outcome.err
 
 
-def test_every_option_that_takes_a_file_completes_files(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_that_takes_a_file_completes_files(capsys: Capsys) -> None:
     """In PowerShell's script, which lists them plainly."""
     script = run_main(capsys, "--show-completion", "powershell").out
     for option in ("targets", "cacert", "cert", "key", "output"):
