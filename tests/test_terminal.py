@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -66,40 +67,29 @@ def columns(text: str) -> int:
 # --- Width -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"TERM": "xterm"}, {"TERM": "dumb"}, {"COLUMNS": "55"}], ids=str)
+@pytest.mark.parametrize("changes", [{"COLUMNS": "many"}, {"TERM": "dumb"}, {"COLUMNS": "55"}], ids=str)
 @pytest.mark.parametrize("width", [60, 80, 132])
 @pytest.mark.parametrize("options", [[], ["-v"], ["-c", "2", "-i", "0"]], ids=str)
 def test_lines_are_wrapped_between_words(width: int, options: list[str], changes: dict[str, str]) -> None:
     with RawPeer(REJECTING) as peer:
         text = plain(shown(1, "-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width, changes=changes))
-    assert max(map(columns, text.splitlines())) <= int(changes.get("COLUMNS", width))
+    assert max(map(columns, text.splitlines())) <= (55 if "55" in changes.values() else width)
     told = " ".join(text.split())
     for phrase in ("called AE title not recognized", "rejected-permanent, service-user, reason 7", '"A LONG TITLE"'):
         assert phrase in told
 
 
-@pytest.mark.parametrize("width", [60, 80])
-def test_the_bars_of_the_timeline_fit(width: int) -> None:
-    with RawPeer() as peer:
-        lines = plain(shown(0, "-v", peer.address, width=width)).splitlines()
-    assert sum(line.endswith("█") for line in lines) == 5
-    assert max(map(columns, lines)) <= width
-
-
 @pytest.mark.parametrize("options", [[], ["-c", "2", "-i", "0"]], ids=["once", "repeated"])
-@pytest.mark.parametrize("width", [60, 80, 132])
-def test_the_table_is_aligned_and_fits(tmp_path: Path, width: int, options: list[str]) -> None:
-    labels = ["archive", "放射線科の古いサーバー", "Mo\u0308bius", "the worklist server of the second floor", ""]
+def test_the_table_is_aligned_and_fits(tmp_path: Path, options: list[str]) -> None:
+    labels = ["archive", "放射線科の古いサーバー", "Mo\u0308bius", "the worklist server of the second floor"]
     with RawPeer() as good, RawPeer(REJECTING) as bad:
-        hosts = [good.address, bad.address, REFUSED, good.address, bad.address]
-        lines = [f"{host} # {label}\n" for host, label in zip(hosts, labels)]
-        (tmp_path / "fleet").write_text("".join(lines).replace(" # \n", "\n"), encoding="utf-8")
-        text = shown(3, "-T", tmp_path / "fleet", "--color", "never", *options, width=width)
-    lines = plain(text).splitlines()
+        hosts = [good.address, bad.address, REFUSED, good.address]
+        (tmp_path / "fleet").write_text("\n".join(map(" # ".join, zip(hosts, labels))), encoding="utf-8")
+        lines = plain(shown(3, "-T", tmp_path / "fleet", "--color", "never", *options, width=60)).splitlines()
     rows = lines[: lines.index("")]
-    assert len(rows) == 5, text
-    assert len({columns(re.split("[✅❌]", row)[0]) for row in rows}) == 1, text
-    assert max(map(columns, lines)) <= width, text
+    assert len(rows) == 4, lines
+    assert len({columns(re.split("[✅❌]", row)[0]) for row in rows}) == 1, lines
+    assert max(map(columns, lines)) <= 60, lines
 
 
 # --- Colour ----------------------------------------------------------------------------------------------------------
@@ -192,10 +182,14 @@ def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tm
         os.close(ours)
         return b""
 
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(close))) as peer, open(theirs, "w") as stream:  # noqa: PTH123
-        monkeypatch.setattr(sys, "stderr", stream)
-        monkeypatch.setenv("TERM", "xterm")
-        assert dicom_echo.main([peer.address, "-t", "1.3", "--output", str(tmp_path / "results")]) == 3
+    stream = open(theirs, "w")  # noqa: PTH123, SIM115
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(close))) as peer:
+        code = dicom_echo.main([peer.address, "-t", "1.3", "--output", str(tmp_path / "results")])
+    with contextlib.suppress(OSError):  # once more
+        stream.close()
+    assert code == 3
     assert (tmp_path / "results").read_text(encoding="utf-8").startswith("❌ Timed out")
 
 
