@@ -88,22 +88,20 @@ def start_process(
             process.kill()
 
 
-def run_process(
-    command: Sequence[str], env: dict[str, str] | None = None, encoding: str = "utf-8", stdin: bytes = b""
-) -> Outcome:
+def run_process(command: Sequence[str], env: dict[str, str] | None = None, stdin: bytes = b"") -> Outcome:
     """Run a command line to its end."""
     done = subprocess.run(
         command, env=env or environment(), input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
     # What Python itself writes for a line end is not looked at here.
-    out, err = (text.decode(encoding).replace("\r\n", "\n") for text in (done.stdout, done.stderr))
+    out, err = (text.decode().replace("\r\n", "\n") for text in (done.stdout, done.stderr))
     assert not INTERNAL_ERROR.search(out + err), (out, err)
     return Outcome(done.returncode, out, err)
 
 
-def in_shell(script: str, *arguments: object, **changes: str) -> Outcome:
+def in_shell(script: str, *arguments: object) -> Outcome:
     """Run a script of bash in which "$@" is the command."""
-    return run_process(["bash", "-c", script, "bash", *command_line(*arguments)], environment(**changes))
+    return run_process(["bash", "-c", script, "bash", *command_line(*arguments)])
 
 
 CONTROLLED = """
@@ -154,7 +152,7 @@ def run_on_terminal(
     Its three streams are the terminal, unless they are said to be something else.
     """
     ours, theirs = open_terminal(width)
-    controlled = [sys.executable, "-c", CONTROLLED, *(command or command_line(*arguments))]
+    controlled = [sys.executable, "-IS", "-c", CONTROLLED, *(command or command_line(*arguments))]
     used = {"stdout": theirs, "stderr": theirs, **streams}
     variables = {"TERM": "xterm", **changes}
     with start_process(controlled, stdin=theirs, changes=variables, start_new_session=True, **used) as process:
