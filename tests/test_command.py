@@ -407,7 +407,7 @@ KINDS: dict[str, tuple[Script, int]] = {
 def test_every_kind_has_its_exit_code_in_every_format(capsys: Capsys, kind: str) -> None:
     steps, code = KINDS[kind]
     with RawPeer(steps) as peer:
-        address = ["-t", "0.1", peer.address]
+        address = ["-t", "0.1" if kind == "timeout" else "20", peer.address]
         assert run_main(capsys, "-q", *address) == Outcome(code, "", "")
         text = run_main(capsys, *address)
         line = run_main(capsys, "--format", "json", *address)
