@@ -541,7 +541,7 @@ def test_closed_standard_streams(closed: str, arguments: str, code: int, out: st
 
 UNREADABLE: list[tuple[str, int]] = [
     ("--version", 0), ("--help", 0), ("HOST", 0), ("pacs:0", 2), ("--format nagios pacs:0", 3),
-    ("--format nagios HOST", 0), ("-u --version", 0), ("-u HOST", 0),
+    ("--format nagios HOST", 0), ("-u --version", 0), ("-u --format nagios --version", 0), ("-u HOST", 0),
 ]  # fmt: skip
 
 
