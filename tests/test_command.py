@@ -38,17 +38,13 @@ from leaks import nothing_left_behind
 from peers import TlsFiles
 from rawpeer import (
     A_ABORT,
-    A_ASSOCIATE_RQ,
     A_RELEASE_RQ,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     Close,
-    Expect,
-    Link,
+    Conversation,
     RawPeer,
     Script,
-    Send,
-    Serve,
     abort,
     accept_proposal,
     associate_ac,
@@ -570,25 +566,21 @@ def test_what_nobody_can_read_has_its_exit_code_and_no_traceback(peer: RawPeer, 
 
 @posix
 def test_nothing_more_is_sent_for_who_reads_the_first_line_only() -> None:
-    waiting = threading.Event()
+    closed = threading.Event()
 
-    class Hold:
-        """Waits until the test lets go."""
+    def accept(conversation: Conversation) -> bytes:
+        closed.wait(PATIENCE)
+        return accept_proposal(conversation)
 
-        def run(self, link: Link) -> None:
-            waiting.wait(PATIENCE)
-
-    held: Script = (Expect(A_ASSOCIATE_RQ), Hold(), Send(accept_proposal), Serve())
-    with RawPeer(script(), held) as peer:
+    with RawPeer(script(), script(accept=accept)) as peer:
         with start_process(command_line("-j", "1", *[peer.address] * 6)) as process:
             assert process.stdout
             assert process.stderr
-            first = process.stdout.readline()
+            assert "✅ Success" in process.stdout.readline()
             process.stdout.close()
-            waiting.set()
+            closed.set()
             assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
         assert len(peer.received) < 6
-    assert "✅ Success" in first
 
 
 def encoded(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) -> Outcome:
