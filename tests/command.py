@@ -25,6 +25,8 @@ SWAYING = {
     "PYTHONOPTIMIZE", "PYTHONUNBUFFERED", "DICOM_ECHO_PASSWORD", "DICOM_ECHO_KEY_PASSWORD",
 }  # fmt: skip
 PATIENCE = 30.0
+REFUSED = "127.0.0.1:1"  # nobody listens there
+HELP = " (see dicom-echo --help)\n"
 NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals, terminals and devices")

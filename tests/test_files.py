@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import Outcome, environment, posix, run_main, run_process
+from command import HELP, REFUSED, Outcome, environment, posix, run_main, run_process
 from rawpeer import Conversation, RawPeer, echo_rsp, script
 
 Capsys = pytest.CaptureFixture[str]
 Targets = list[tuple[str, "str | None"]]
 
-HELP = " (see dicom-echo --help)\n"
-REFUSED = "127.0.0.1:1"  # nobody listens there
 UNREACHABLE = "❌ Unreachable: connection refused"
 
 

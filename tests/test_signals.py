@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import MODULE, PATIENCE, command_line, posix, run_main, start_process
+from command import MODULE, PATIENCE, REFUSED, command_line, posix, run_main, start_process
 from leaks import nothing_left_behind
 from rawpeer import (
     A_ASSOCIATE_RQ,
@@ -49,7 +49,6 @@ Capsys = pytest.CaptureFixture[str]
 
 pytestmark = posix
 
-REFUSED = "127.0.0.1:1"  # nobody listens there
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else []
 ending = pytest.mark.parametrize("number", ENDING)
 

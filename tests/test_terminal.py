@@ -16,14 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import NO_CHANGES, SWAYING, Outcome, command_line, open_terminal, posix, read_terminal, run_on_terminal
+from command import (
+    NO_CHANGES,
+    REFUSED,
+    SWAYING,
+    Outcome,
+    command_line,
+    open_terminal,
+    posix,
+    read_terminal,
+    run_on_terminal,
+)
 from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, associate_rj, script, silent_listener
 
 import dicom_echo
 
 pytestmark = posix
 
-REFUSED = "127.0.0.1:1"  # nobody listens there
 REJECTING = script(accept=associate_rj(1, 1, 7))
 
 
