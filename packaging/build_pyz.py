@@ -55,7 +55,7 @@ def main(wheel: Path, out: Path) -> None:
         build_id = describe(stages, list(pythons))
         files = {path.name: path.read_bytes() for path in START_UP}
         for version, python in pythons.items():
-            files |= bytecode(python, for_39 if version.startswith("3.9.") else newest, Path(scratch, "lib"))
+            files |= bytecode(python, for_39 if version.startswith("3.9.") else newest)
         bill.write_text(bill_of_materials(stages, wheel.name.split("-")[1]), encoding="ascii", newline="\n")
         for path in for_39.glob("py*"):
             shutil.copytree(path, newest / "py39" / path.name)
@@ -140,13 +140,11 @@ def bill_of_materials(stages: tuple[Path, ...], version: str) -> str:
     return json.dumps({**bill, "components": [*listed.values()], "dependencies": dependencies}, indent=1)
 
 
-def bytecode(python: str, folder: Path, lib: Path) -> dict[str, bytes]:
-    """A stage without its metadata, compiled by PYTHON."""
-    shutil.copytree(folder, lib, ignore=shutil.ignore_patterns("*.dist-info"))
-    tag = run(python, "-S", "-X", "no_debug_ranges", HERE / "bytecode.py", lib).strip()
-    files = {f"lib/{tag}/{path.relative_to(lib).as_posix()}": path.read_bytes() for path in lib.rglob("*.*")}
-    shutil.rmtree(lib)
-    return files
+def bytecode(python: str, folder: Path) -> dict[str, bytes]:
+    """A stage, compiled by PYTHON."""
+    with tempfile.TemporaryDirectory() as out:
+        run(python, "-S", "-X", "no_debug_ranges", HERE / "bytecode.py", folder, out)
+        return {f"bytecode/{path.name}": path.read_bytes() for path in Path(out).iterdir()}
 
 
 def packed_by_shiv(folder: Path, build_id: str) -> dict[str, bytes]:
@@ -167,7 +165,8 @@ def write_archive(pyz: Path, files: dict[str, bytes]) -> None:
             for name in sorted(files):
                 entry = zipfile.ZipInfo(name)
                 entry.external_attr, entry.create_system = 0o100644 << 16, 3
-                archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED, 9)
+                stored = name.startswith("bytecode/")  # that is compressed already
+                archive.writestr(entry, files[name], zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED, 9)
     pyz.chmod(0o755)
 
 

@@ -1,4 +1,4 @@
-"""`import dicom_echo` from the archive: this becomes the real module, from the folder that is for this Python."""
+"""`import dicom_echo` from the archive: this becomes the real module, and makes what it needs importable."""
 
 import sys
 
@@ -8,30 +8,54 @@ if sys.version_info < (3, 9):
 __spec__._initializing = True  # so that other threads wait for this import; in Python 3.9 zipimport does not set it
 
 
-def code_for_this_python(spec):
-    """Extend sys.path by the folder; return the code of the real module."""
+def importer_of_sources(path):
+    """Extend sys.path by the folders of sources; return the importer of the one with the real module."""
+    import marshal
     import os
     from importlib.util import MAGIC_NUMBER
-    from zipimport import ZipImportError, zipimporter
+    from zipimport import zipimporter
+    from zlib import decompress
 
-    path = spec.loader.archive
     # A script may change its directory before it imports pynetdicom. The command does not, and saves 6 ms.
     archive = path if path == sys.argv[0] else os.path.abspath(path)
-    folders = ["lib/%s-%s" % (sys.implementation.cache_tag, MAGIC_NUMBER.hex())]
-    for_39 = ["site-packages/py39"] if sys.version_info < (3, 10) else []
     try:
-        spec.loader = zipimporter(archive + "/" + folders[0])
-        code = spec.loader.get_code("dicom_echo")
-    except ZipImportError:  # no bytecode for this Python: it compiles the source at each start
-        folders = for_39 + ["site-packages"]
-        spec.loader = zipimporter(archive + "/site-packages")
-        code = spec.loader.get_code("dicom_echo")
-    place = sys.path.index(path) if path in sys.path else 0  # sys.path may have it in another form
-    sys.path[place:place] = [archive + "/" + folder for folder in folders] + [archive] * (archive != path)
-    if for_39:
+        tag = "%s-%s" % (sys.implementation.cache_tag, MAGIC_NUMBER.hex())
+        compiled = marshal.loads(zipimporter(archive).get_data(os.path.join("bytecode", tag)))
+    except OSError:  # the build did not know this Python, which compiles the sources at each start
+        compiled = {}
+
+    class Importer(zipimporter):
+        """Takes code from one file for all modules. zipimport reads, and compiles, each twice: for its file's name."""
+
+        def __init__(self, path):
+            if not path.startswith(archive + os.sep):
+                raise ImportError(path)
+            zipimporter.__init__(self, path)
+
+        def get_code(self, name):
+            if name in compiled:
+                return marshal.loads(decompress(compiled[name]))
+            return zipimporter.get_code(self, name)
+
+        def get_filename(self, name):
+            parts = [name.rpartition(".")[2]] + ["__init__"] * self.is_package(name)
+            return os.path.join(self.archive, self.prefix, *parts) + ".py"
+
+        def create_module(self, spec):
+            """Python 3.9 needs this and the next."""
+
+        def exec_module(self, module):
+            exec(self.get_code(module.__name__), module.__dict__)
+
+    folders = [os.path.join(archive, "site-packages")]
+    if sys.version_info < (3, 10):
+        folders.insert(0, os.path.join(folders[0], "py39"))
         sys.meta_path.insert(0, MetadataFinder())
-        MetadataFinder.place = archive, for_39[0] + "/"
-    return code
+        MetadataFinder.place = archive, "site-packages/py39/"
+    sys.path_hooks.insert(0, Importer)
+    place = sys.path.index(path) if path in sys.path else 0  # sys.path may have it in another form
+    sys.path[place:place] = folders + [archive] * (archive != path)
+    return Importer(folders[-1])
 
 
 class MetadataFinder:
@@ -49,7 +73,7 @@ class MetadataFinder:
                 yield PathDistribution(found)
 
 
-_code = code_for_this_python(__spec__)
-__loader__, __file__ = __spec__.loader, __spec__.loader.get_filename("dicom_echo")
-exec(_code)
+__loader__ = __spec__.loader = importer_of_sources(__spec__.loader.archive)
+__file__ = __loader__.get_filename("dicom_echo")
+exec(__loader__.get_code("dicom_echo"))
 __spec__._initializing = False
