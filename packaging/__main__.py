@@ -43,45 +43,17 @@ import _signal  # signal.py would take a moment longer
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # else it is ignored, under nohup for example
     _signal.signal(_signal.SIGINT, (lambda *_: give_up("interrupted")) if NAGIOS else _signal.SIG_DFL)
 
-
-def check_what_is_read():
-    """Let zipimport check checksums, which it does not: Python crashes on bytecode in which a single bit is wrong."""
-    import zipimport
-    from zlib import crc32
-
-    read = getattr(zipimport, "_get_data", None)  # CPython has it
-
-    def read_and_check(archive, entry):
-        data = read(archive, entry)
-        if crc32(data) != entry[7]:
-            raise zipimport.ZipImportError("%s is damaged" % entry[0])
-        return data
-
-    if read:
-        zipimport._get_data = read_and_check
-
-
-def standard_library():
-    """Where Python's own modules may be, as full paths: any directory could be called lib-dynload."""
-    home = os.path.dirname(getattr(os, "__file__", ""))  # some Pythons have all of it in a zip file, and os frozen
-    base, name = sys.base_exec_prefix, os.path.basename(home)
-    places = [os.path.join(base, lib, name, "lib-dynload") for lib in (sys.platlibdir, "lib")]
-    if home:
-        places += [
-            home,
-            os.path.join(home, "lib-dynload"),
-            os.path.join(os.path.dirname(home), name.replace(".", "") + ".zip"),
-        ]
-    if sys.platform == "win32":
-        places += [os.path.join(base, "DLLs"), os.path.join(base, "python%d%d.zip" % sys.version_info[:2])]
-        places += [] if os.path.isdir(home) else [base]  # the embeddable Python has its extension modules there
-    return places
-
-
 # Packages installed on the host must not be used, and a `json.py` on PYTHONPATH is enough to break a Python program:
-# only the archive and the standard library stay importable. What .pth files have imported is dropped.
-kept = {os.path.normcase(entry) for entry in sys.path[:1] + standard_library()}
-sys.path[:] = [entry for entry in sys.path if os.path.normcase(entry) in kept]
+# only the archive and the standard library stay importable, which is known by its full paths, since any directory could
+# be called lib-dynload. What .pth files have imported is dropped.
+home = os.path.dirname(getattr(os, "__file__", ""))  # some Pythons have all of it in a zip file, and os frozen
+above, name, base = os.path.dirname(home), os.path.basename(home), sys.base_exec_prefix
+standard = [home, os.path.join(above, name.replace(".", "") + ".zip")]
+standard += [os.path.join(base, lib, name, "lib-dynload") for lib in (above, sys.platlibdir, "lib")]
+if sys.platform == "win32":
+    standard += [base, os.path.join(base, "DLLs"), os.path.join(base, "python%d%d.zip" % sys.version_info[:2])]
+kept = {os.path.normcase(entry) for entry in standard if os.path.isabs(entry)}
+sys.path[1:] = [entry for entry in sys.path[1:] if os.path.normcase(entry) in kept]
 sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "__module__", "").startswith("_frozen_importlib")]
 for module in [name for name in sys.modules if name.split(".")[0] in ("dicom_echo", "pydicom", "pynetdicom")]:
     del sys.modules[module]
@@ -89,7 +61,6 @@ sys.modules["numpy"] = None  # reads as "not installed"
 sys.dont_write_bytecode = True  # not into the host's Python either
 
 try:
-    check_what_is_read()
     import dicom_echo
 except Exception as error:
     give_up("cannot load %r: %s: %s; is the file complete?" % (sys.argv[0], type(error).__name__, error))

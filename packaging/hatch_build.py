@@ -1,11 +1,8 @@
-"""Give the wheel the module's types and its man page, which are not in the source tree in this form.
+"""Give the wheel the module's types and the man page, which is made from the command's own parser.
 
 The types are the module once more, as a stub package (PEP 561): a single module has no place for a ``py.typed`` marker,
 and hatchling's ``force-include`` moves a file rather than including it twice; so this hands it a copy from elsewhere.
-The man page is made from the command's own parser.
 """
-
-from __future__ import annotations
 
 import runpy
 import shutil
