@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rawpeer import RawPeer, closed_port
-from smoke import ARCHIVE, GOOD, ROOT, Python
+from smoke import ARCHIVE, GOOD, PYTHONS, ROOT
 
 ROUNDS = 15
 PIP = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
@@ -38,16 +38,16 @@ class Bench:
         """Run a step that is not measured."""
         subprocess.run(command, check=True, cwd=self.folder, env=self.environment | {"HOME": str(Path.home())})
 
-    def install(self, python: Python, *packages: str | Path) -> Path:
+    def install(self, python: str, *packages: str | Path) -> Path:
         """The programs of a virtual environment."""
         venv = self.folder / f"venv-{len(list(self.folder.iterdir()))}"
-        self.prepare(python.path, "-m", "venv", venv)
+        self.prepare(PYTHONS[python], "-m", "venv", venv)
         self.prepare(venv / "bin/python", *PIP, *packages)
         return venv / "bin"
 
-    def install_ours(self, python: Python) -> Path:
+    def install_ours(self, python: str) -> Path:
         """As pip installs us, with all bytecode there; pynetdicom's own command comes along."""
-        lock = "pyz39.lock" if python.version < (3, 10) else "pyz.lock"
+        lock = "pyz39.lock" if python == "3.9" else "pyz.lock"
         programs = self.install(python, "--no-deps", "--require-hashes", "-r", ROOT / "packaging" / lock)
         self.prepare(programs / "python", *PIP, "--no-deps", ROOT)
         return programs
@@ -88,19 +88,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     sys.stdout.flush()
 
 
-def measure(bench: Bench, python: Python, rust: Path, peer: str, closed: str, rounds: int) -> None:
+def measure(bench: Bench, python: str, rust: Path, peer: str, closed: str, rounds: int) -> None:
     """Both tables for one Python."""
     ours = bench.install_ours(python)
     title, _, host_port = peer.partition("@")
     host, _, port = host_port.partition(":")
     commands: dict[str, Command] = {
-        "bare": [python.path, "-c", "pass"],
+        "bare": [PYTHONS[python], "-c", "pass"],
         "import": [ours / "python", "-c", "import dicom_echo"],
         "Rust": [rust, peer],
         "pynetdicom": [ours / "python", "-m", "pynetdicom", "echoscu", host, port, "-aec", title],
         "venv": [ours / "dicom-echo", peer],
-        "first": [python.path, bench.archive, peer],
-        "later": [python.path, bench.archive, peer],
+        "first": [PYTHONS[python], bench.archive, peer],
+        "later": [PYTHONS[python], bench.archive, peer],
         "--help": [ours / "dicom-echo", "--help"],
         "--version": [ours / "dicom-echo", "--version"],
         "refused": [ours / "dicom-echo", closed],
@@ -108,7 +108,7 @@ def measure(bench: Bench, python: Python, rust: Path, peer: str, closed: str, ro
     if dcmtk := shutil.which("echoscu"):
         commands["DCMTK"] = [dcmtk, "-aec", title, host, port]
     clock, processor = bench.medians(commands, rounds)
-    print(f"\nPython {python.name}, medians of {rounds}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    print(f"\nPython {python}, medians of {rounds}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     table(
         ["command", "ms", "of processor"], [[name, f"{clock[name]:.0f}", f"{processor[name]:.0f}"] for name in commands]
     )
