@@ -112,11 +112,10 @@ def bill_of_materials(wheel: Path, *installed: dict[str, Distribution]) -> str:
     for each in installed:
         refs = {name: f"pkg:pypi/{name}@{of.version}" for name, of in each.items()}
         needs[root["bom-ref"]] |= {refs[name] for name in ("dicom-echo", "shiv", "shtab")}
-        for name, of in each.items():
-            ref = {"purl": refs[name], "bom-ref": refs[name]}
-            components[refs[name]] = {"type": "library", "name": name, "version": of.version, **ref}
+        for ref, of in zip(refs.values(), each.values()):
+            components[ref] = {"type": "library", "name": of.name, "version": of.version, "purl": ref, "bom-ref": ref}
             wanted = re.findall(r"^[\w-]+(?!.*extra)", "\n".join(of.requires or ()), re.M)
-            needs.setdefault(refs[name], set()).update(refs[name] for name in wanted if name in refs)
+            needs.setdefault(ref, set()).update(refs[name] for name in wanted if name in refs)
     bill = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
     bill["metadata"] = {"component": root | {"version": wheel.name.split("-")[1]}}
     bill["components"] = list(components.values())

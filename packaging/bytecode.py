@@ -1,7 +1,6 @@
 """Compile the modules below a folder for the Python that runs this, into one file: `bytecode.py FOLDER OUT`.
 
-Other people's docstrings are left out; -OO would take the asserts, too, with which pynetdicom checks values. Prints the
-version of this Python.
+Leaves out others' docstrings; -OO would take the asserts, too, with which pynetdicom checks values. Prints its version.
 """
 
 import ast
