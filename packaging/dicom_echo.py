@@ -52,7 +52,7 @@ def importer_of_sources(path):
         def get_data(self, path):
             """Python crashes on bytecode in which a single bit is wrong, and zipimport ignores the checksums."""
             data = zipimport.zipimporter.get_data(self, path)
-            entry = zipimport._zip_directory_cache[archive].get(path[len(archive) + 1 :])
+            entry = getattr(zipimport, "_zip_directory_cache", {}).get(archive, {}).get(path[len(archive) + 1 :])
             if entry and crc32(data) != entry[7]:
                 raise ImportError(path + " is damaged")
             return data
