@@ -1,4 +1,4 @@
-"""Good PDU streams, spoilt: seeded, so that every run makes the same ones.
+"""Good PDU streams, spoilt: seeded, so that every run makes the same ones; and what a dialogue makes of any stream.
 
 python -O tests/fuzz.py 2000    # feeds them to the dialogue; prints surprises, and a digest of the verdicts
 """
@@ -10,25 +10,29 @@ import random
 import sys
 import traceback
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import rawpeer
+from rawpeer import GOOD_ACCEPT, associate_ac, fragments, item, p_data
 
 import dicom_echo
+from dicom_echo import Phase
 
 REQUEST = dicom_echo._Request("127.0.0.1:104", "ANY-SCP", "ECHOSCU")
+PEER = dicom_echo.Peer(rawpeer.IMPLEMENTATION_CLASS_UID, rawpeer.VERSION_NAME, 16384, rawpeer.IMPLICIT_VR_LITTLE_ENDIAN)
 
 RSP = rawpeer.echo_rsp_command(1)
 COMMENTED = rawpeer.echo_rsp_command(1, 0x0122, error_comment="no such class")
 GOOD_STREAMS = [
     rawpeer.GOOD_STREAM,
-    rawpeer.associate_ac([(1, 3, None)]),
-    rawpeer.associate_ac([(3, 0, rawpeer.EXPLICIT_VR_LITTLE_ENDIAN), (1, 0, rawpeer.IMPLICIT_VR_LITTLE_ENDIAN)])
+    associate_ac([(1, 3, None)]),
+    associate_ac([(3, 0, rawpeer.EXPLICIT_VR_LITTLE_ENDIAN), (1, 0, rawpeer.IMPLICIT_VR_LITTLE_ENDIAN)])
     + rawpeer.command_pdu(COMMENTED)
     + rawpeer.release_rq(),
-    rawpeer.associate_ac(extra_user_items=rawpeer.item(0x53, b"\0\1\0\1") + rawpeer.item(0x59, b"\0\0"))
-    + rawpeer.p_data(rawpeer.fragments(RSP, 20))
+    associate_ac(extra_user_items=item(0x53, b"\0\1\0\1") + item(0x59, b"\0\0"))
+    + p_data(fragments(RSP, 20))
     + rawpeer.abort(2, 2),
-    rawpeer.GOOD_ACCEPT + b"".join(rawpeer.p_data([pdv]) for pdv in rawpeer.fragments(RSP, 7)) + rawpeer.GOOD_RELEASE,
+    GOOD_ACCEPT + b"".join(p_data([pdv]) for pdv in fragments(RSP, 7)) + rawpeer.GOOD_RELEASE,
     rawpeer.associate_rj(1, 1, 7),
     rawpeer.abort(0, 0),
 ]
@@ -58,24 +62,54 @@ def spoilt(seed: int) -> bytes:
     return bytes(stream)
 
 
-def outcome(pieces: Iterable[bytes]) -> tuple[object, ...]:
-    """What a dialogue makes of a stream that comes in pieces and then ends: its events, and its error if one comes.
+class Failure(NamedTuple):
+    """An EchoError. Of its facts, `received` is left out: it depends on how much had come."""
+
+    error: type[dicom_echo.EchoError]
+    phase: Phase | None
+    message: str
+    detail: str = ""
+    facts: tuple[tuple[str, object], ...] = ()
+    hint: str = ""  # its first words; the whole is in the reports' golden file
+
+
+class Heard(NamedTuple):
+    """What the events of a stream say."""
+
+    status: int | None = 0
+    notes: tuple[str, ...] = ()
+    peer: dicom_echo.Peer | None = PEER
+    released: bool = False
+    failure: Failure | None = None
+
+
+def hear(pieces: Iterable[bytes], last: Phase = Phase.release, request: dicom_echo._Request = REQUEST) -> Heard:
+    """Go through the phases of an echo up to the last; `pieces` come from the peer, and an empty one is the end.
 
     An exception that is not an EchoError leaves.
     """
-    dialogue = dicom_echo._Dialogue(REQUEST)
-    waiting = iter([*filter(None, pieces), b""])
-    events: list[object] = []
+    dialogue, story, waiting = dicom_echo._Dialogue(request), dicom_echo._Echo(request, 1, 10), iter(pieces)
+    steps = {Phase.associate: dialogue.associate, Phase.echo: lambda: dialogue.echo(1), Phase.release: dialogue.release}
+    heard = Heard(None, peer=None)
     try:
-        for step in (dialogue.associate, lambda: dialogue.echo(1), dialogue.release):
-            step()
-            while (event := dialogue.next_event()) is None:
-                dialogue.receive_data(next(waiting))
-            events.append(event)
+        for phase, step in steps.items():
+            with story.phase(phase):
+                step()
+                while (event := dialogue.next_event()) is None:
+                    dialogue.receive_data(next(waiting))
+            if isinstance(event, dicom_echo._Accepted):
+                heard = heard._replace(peer=event.peer, notes=tuple(event.notes))
+            elif isinstance(event, dicom_echo._Answered):
+                heard = heard._replace(status=event.status, notes=(*heard.notes, *event.notes))
+            else:
+                heard = heard._replace(released=event is True)
+            if phase == last:
+                break
     except dicom_echo.EchoError as error:
-        facts = {name: fact for name, fact in error.facts.items() if name != "received"}  # as far as it came
-        return (*events, type(error), str(error), error.detail, facts)
-    return tuple(events)
+        facts = tuple(pair for pair in error.facts.items() if pair[0] != "received")
+        hint = " ".join(error.hint.split()[:5])
+        heard = heard._replace(failure=Failure(type(error), error.phase, str(error), error.detail, facts, hint))
+    return heard
 
 
 def main(count: int) -> None:
@@ -88,10 +122,10 @@ def main(count: int) -> None:
         for seed in range(count):
             stream = spoilt(seed)
             try:
-                verdict = outcome([stream])
+                verdict = hear([stream, b""])
                 digest.update(repr(verdict).encode())
-                ends.update(part for part in verdict if isinstance(part, type))
-                if mode == config.IGNORE and verdict != outcome([bytes([byte]) for byte in stream]):
+                ends.update([verdict.failure.error] if verdict.failure else [])
+                if mode == config.IGNORE and verdict != hear([*(bytes([byte]) for byte in stream), b""]):
                     raise AssertionError("the pieces matter")  # not an assert: they may be off
             except Exception:  # just what is looked for
                 surprises += 1
