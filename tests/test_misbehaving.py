@@ -1,6 +1,6 @@
 """Peers that misbehave over a real socket: they close, reset, stay silent, drip, flood, or talk of something else.
 
-What can be told from bytes alone is in test_dialogue; here is one of each kind, from the wire to the exit code.
+What can be told from bytes alone is in test_dialogue; here is one of each kind.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def endless(data: bytes, delay: float = 0.05) -> Drip:
     return Drip(data, delay, endless=True)
 
 
-# --- Each failure, from the wire to the exit code --------------------------------------------------------------------
+# --- Each failure ----------------------------------------------------------------------------------------------------
 
 CLOSED, RESET, CUT_OFF = "closed by the peer without an answer", "reset by the peer", "the answer was cut off"
 SILENT = "no answer within 0.3 s"
@@ -189,24 +189,6 @@ def test_a_peer_that(where: Where, kind: str, phase: Phase, message: str, facts:
     in_json = result.to_dict()["error"]
     assert (in_json.pop("kind"), in_json.pop("phase"), in_json.pop("message")) == (kind, phase.name, message)
     assert {name: fact for name, fact in in_json.items() if name not in ("hint", "detail")} == facts
-
-
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("refuses", 3), ("closes while echoing", 3), ("silent while echoing", 3), ("closes in the handshake", 3),
-        ("rejects", 1), ("does not support Verification", 1), ("aborts while echoing", 1), ("names no context", 1),
-    ],
-)  # fmt: skip
-def test_the_exit_code_of_each_kind_and_quiet_says_nothing(capsys: Capsys, name: str, code: int) -> None:
-    where, kind, _, message, _ = ROWS[name]
-    options = ["-t", LIMIT if kind == "timeout" else PATIENCE, *(["--tls", "-k"] if kind == "tls" else [])]
-    with where() as endpoint:
-        shown = run_main(capsys, *options, endpoint.address)
-        assert run_main(capsys, "-q", *options, endpoint.address) == (code, "", "")
-    assert (shown.code, shown.err) == (code, "")
-    assert shown.out.startswith("❌ ")
-    assert f": {message}\n   while " in shown.out
 
 
 # --- Time ------------------------------------------------------------------------------------------------------------
