@@ -104,11 +104,11 @@ def full_listener(host: str = "127.0.0.1") -> Iterator[Endpoint]:
         raise RuntimeError("this system still accepts connections when the backlog is full")
 
 
-# --- Encoding --------------------------------------------------------------------------------------------------------
+# --- Encoding (PS3.8 9.3) --------------------------------------------------------------------------------------------
 
 
 class Pdv(NamedTuple):
-    """A presentation data value: one fragment of a command set or a data set (PS3.8 9.3.5.1)."""
+    """A presentation data value: one fragment of a command set or a data set."""
 
     context_id: int
     control: int
@@ -125,10 +125,8 @@ def item(item_type: int, data: bytes) -> bytes:
     return struct.pack(">BxH", item_type, len(data)) + data
 
 
-def accepted_context(context_id: int, result: int, transfer_syntax: str | None) -> bytes:
-    """A presentation context item of an A-ASSOCIATE-AC; without a transfer syntax, it has no sub-item (9.3.3.2)."""
-    syntax = b"" if transfer_syntax is None else item(0x40, transfer_syntax.encode())
-    return item(0x21, struct.pack(">BxBx", context_id, result) + syntax)
+def text_item(item_type: int, text: str | None) -> bytes:
+    return b"" if text is None else item(item_type, text.encode())
 
 
 def user_information(
@@ -138,10 +136,8 @@ def user_information(
     extra: bytes = b"",
 ) -> bytes:
     """A user information item; None leaves a sub-item out, `extra` is appended as it is (9.3.3.3, D.1)."""
-    items = b"" if max_length is None else item(0x51, struct.pack(">L", max_length))
-    items += b"" if implementation_class_uid is None else item(0x52, implementation_class_uid.encode())
-    items += b"" if version_name is None else item(0x55, version_name.encode())
-    return item(0x50, items + extra)
+    length = b"" if max_length is None else item(0x51, struct.pack(">L", max_length))
+    return item(0x50, length + text_item(0x52, implementation_class_uid) + text_item(0x55, version_name) + extra)
 
 
 def associate_ac(
@@ -155,50 +151,47 @@ def associate_ac(
     calling_field: bytes = b"ECHOSCU         ",
     protocol_version: int = 1,
 ) -> bytes:
-    """An A-ASSOCIATE-AC (9.3.3); `contexts` are triples of context id, result and transfer syntax.
+    """An A-ASSOCIATE-AC; `contexts` are triples of context id, result and transfer syntax. None leaves an item out.
 
     The two title fields go out as they are given: they are reserved here, and a peer may put anything into them.
     """
-    fixed = struct.pack(">H2x16s16s32x", protocol_version, called_field, calling_field)
-    items = item(0x10, APPLICATION_CONTEXT.encode()) + b"".join(accepted_context(*context) for context in contexts)
-    user = user_information(max_length, implementation_class_uid, version_name, extra_user_items)
-    return pdu(A_ASSOCIATE_AC, fixed + items + user)
+    return pdu(
+        A_ASSOCIATE_AC,
+        struct.pack(">H2x16s16s32x", protocol_version, called_field, calling_field)
+        + text_item(0x10, APPLICATION_CONTEXT)
+        + b"".join(
+            item(0x21, struct.pack(">BxBx", context_id, result) + text_item(0x40, transfer_syntax))
+            for context_id, result, transfer_syntax in contexts
+        )
+        + user_information(max_length, implementation_class_uid, version_name, extra_user_items),
+    )
 
 
 def associate_rj(result: int, source: int, reason: int) -> bytes:
-    """An A-ASSOCIATE-RJ (9.3.4)."""
     return pdu(A_ASSOCIATE_RJ, struct.pack(">xBBB", result, source, reason))
 
 
 def p_data(pdvs: Iterable[tuple[int, int, bytes]]) -> bytes:
-    """A P-DATA-TF of any number of PDVs (9.3.5): triples of context id, control header and data."""
+    """A P-DATA-TF of any number of PDVs: triples of context id, control header and data."""
     items = [struct.pack(">LBB", len(data) + 2, context_id, control) + data for context_id, control, data in pdvs]
     return pdu(P_DATA_TF, b"".join(items))
 
 
 def release_rq() -> bytes:
-    """An A-RELEASE-RQ (9.3.6)."""
     return pdu(A_RELEASE_RQ, bytes(4))
 
 
 def release_rp() -> bytes:
-    """An A-RELEASE-RP (9.3.7)."""
     return pdu(A_RELEASE_RP, bytes(4))
 
 
 def abort(source: int = 2, reason: int = 0) -> bytes:
-    """An A-ABORT (9.3.8)."""
     return pdu(A_ABORT, struct.pack(">xxBB", source, reason))
 
 
 def command_element(element: int, value: bytes) -> bytes:
     """An element of the command group in Implicit VR Little Endian; its value may be of any length, odd too."""
     return struct.pack("<HHL", 0x0000, element, len(value)) + value
-
-
-def even(value: bytes, padding: bytes) -> bytes:
-    """A value padded to even length."""
-    return value + padding * (len(value) % 2)
 
 
 def echo_rsp_command(
@@ -216,14 +209,15 @@ def echo_rsp_command(
     elements that are not there yet are added. The group length is right unless it is replaced.
     """
     values = {
-        AFFECTED_SOP_CLASS_UID: even(VERIFICATION.encode(), b"\0"),
+        AFFECTED_SOP_CLASS_UID: VERIFICATION.encode() + b"\0",
         COMMAND_FIELD: struct.pack("<H", command_field),
         MESSAGE_ID_RESPONDED_TO: struct.pack("<H", message_id),
         DATA_SET_TYPE: struct.pack("<H", NO_DATA_SET),
         STATUS: struct.pack("<H", status),
     }
     if error_comment is not None:
-        values[ERROR_COMMENT] = even(error_comment.encode(), b" ")
+        comment = error_comment.encode()
+        values[ERROR_COMMENT] = comment + b" " * (len(comment) % 2)
     values.update(replace or {})
     group_length = values.pop(GROUP_LENGTH, None)
     rest = b"".join(command_element(number, values[number]) for number in sorted(values) if number not in omit)
@@ -259,15 +253,11 @@ GOOD_STREAM = GOOD_ACCEPT + GOOD_ECHO + GOOD_RELEASE
 
 
 class ReceivedPdu(NamedTuple):
-    """A PDU as it came."""
-
     type: int
     body: bytes
 
 
 class ProposedContext(NamedTuple):
-    """A presentation context item of an A-ASSOCIATE-RQ (9.3.2.2)."""
-
     id: int
     abstract_syntax: str
     transfer_syntaxes: tuple[str, ...]
@@ -275,7 +265,7 @@ class ProposedContext(NamedTuple):
 
 @dataclass(frozen=True)
 class AssociateRequest:
-    """An A-ASSOCIATE-RQ (9.3.2); `user_items` holds every user information sub-item, known or not."""
+    """An A-ASSOCIATE-RQ; `user_items` holds every user information sub-item, known or not."""
 
     protocol_version: int
     called_field: bytes
@@ -286,12 +276,10 @@ class AssociateRequest:
 
     @property
     def called(self) -> str:
-        """The called AE title without its padding."""
         return self.called_field.decode("ascii").strip(" ")
 
     @property
     def calling(self) -> str:
-        """The calling AE title without its padding."""
         return self.calling_field.decode("ascii").strip(" ")
 
     @property
@@ -322,23 +310,18 @@ def split_items(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def decode_context(data: bytes) -> ProposedContext:
-    """A presentation context item of an A-ASSOCIATE-RQ."""
     items = list(split_items(data[4:]))
-    abstract = [value.decode("ascii") for kind, value in items if kind == 0x30]
-    transfer = tuple(value.decode("ascii") for kind, value in items if kind == 0x40)
-    assert len(abstract) == 1, "a proposed context has exactly one abstract syntax"
-    return ProposedContext(data[0], abstract[0], transfer)
+    [abstract] = (value.decode("ascii") for kind, value in items if kind == 0x30)
+    return ProposedContext(data[0], abstract, tuple(value.decode("ascii") for kind, value in items if kind == 0x40))
 
 
 def decode_associate_rq(body: bytes) -> AssociateRequest:
-    """The body of an A-ASSOCIATE-RQ (9.3.2)."""
     version, called, calling = struct.unpack_from(">H2x16s16s", body)
     items = list(split_items(body[68:]))
-    application = [value.decode("ascii") for kind, value in items if kind == 0x10]
+    [application] = (value.decode("ascii") for kind, value in items if kind == 0x10)
+    [user] = (dict(split_items(value)) for kind, value in items if kind == 0x50)
     contexts = tuple(decode_context(value) for kind, value in items if kind == 0x20)
-    user = [dict(split_items(value)) for kind, value in items if kind == 0x50]
-    assert len(application) == len(user) == 1, "a request has one application context and one user information item"
-    return AssociateRequest(version, called, calling, application[0], contexts, user[0])
+    return AssociateRequest(version, called, calling, application, contexts, user)
 
 
 def decode_pdvs(body: bytes) -> list[Pdv]:
@@ -366,29 +349,25 @@ def decode_command(data: bytes) -> dict[int, bytes]:
 
 @dataclass
 class Conversation:
-    """All that one connection brought, byte by byte and as PDUs; `ended` is set when the connection is over."""
+    """All that one connection brought, in the order of arrival; `ended` is set when the connection is over."""
 
     raw: bytearray = field(default_factory=bytearray)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def pdus(self) -> list[ReceivedPdu]:
-        """Every whole PDU, in the order of arrival."""
         return split_pdus(bytes(self.raw))[0]
 
     @property
     def types(self) -> list[int]:
-        """The PDUs' types, in the order of arrival."""
         return [received.type for received in self.pdus]
 
     @property
     def request(self) -> AssociateRequest:
-        """The A-ASSOCIATE-RQ."""
         return decode_associate_rq(next(received.body for received in self.pdus if received.type == A_ASSOCIATE_RQ))
 
     @property
     def pdvs(self) -> list[Pdv]:
-        """Every PDV of every P-DATA-TF."""
         return [pdv for received in self.pdus if received.type == P_DATA_TF for pdv in decode_pdvs(received.body)]
 
     @property
@@ -404,7 +383,6 @@ class Conversation:
 
     @property
     def message_ids(self) -> list[int]:
-        """The message id of every command."""
         return [int.from_bytes(command[MESSAGE_ID], "little") for command in self.commands]
 
 
@@ -430,7 +408,6 @@ class Link:
         self.sock.do_handshake()
 
     def receive(self) -> None:
-        """Wait for bytes, any number of them."""
         data = self.sock.recv(65536)
         if not data:
             raise Over
@@ -448,7 +425,6 @@ class Link:
             self.receive()
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
         self.sock.sendall(data)
 
     def pause(self, seconds: float) -> None:
@@ -533,8 +509,6 @@ class Drip:
 
 @dataclass(frozen=True)
 class Pause:
-    """Wait."""
-
     seconds: float
 
     def run(self, link: Link) -> None:
@@ -568,8 +542,6 @@ class Close:
 
 @dataclass(frozen=True)
 class Reset:
-    """Reset the connection (RST)."""
-
     def run(self, link: Link) -> None:
         link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         link.sock.close()
@@ -618,7 +590,6 @@ def script(
 
 
 def answer_step(answer: Answer) -> Step:
-    """The step that gives an answer."""
     if answer is None:
         return Silence()
     return Send(answer) if isinstance(answer, bytes) or callable(answer) else answer
@@ -676,13 +647,11 @@ class RawPeer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
         port: int = self._listener.getsockname()[1]
         return port
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it listens."""
         return Endpoint(self.host, self.port)
 
     @property
