@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import MODULE, command_line, environment
+from command import MODULE, command_line, environment, run_main
 from rawpeer import RawPeer
 
 # All kinds of requests: with each identity, many transfer syntaxes, in one PDU and in many.
@@ -35,43 +35,8 @@ for length in (0, 7, 8, 21, 64, 16382):
 """
 
 
-def run(script: str, **changes: str) -> list[str]:
-    """The lines that a script prints in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(**changes), capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
-
-
-def test_the_same_bytes() -> None:
-    """As pynetdicom makes them when all of it is imported."""
-    report = """
-print(dicom_echo._own_process, *[name for name, module in sys.modules.items()
-                                 if name.startswith('py') or isinstance(module, dicom_echo._HollowModule)])
-"""
-    *lean, lean_report = run(ENCODE.format(own=True) + report)
-    *ordinary, ordinary_report = run(ENCODE.format(own=False) + report)
-    assert len(lean) == 6 * 2 * 3 + 6 * 4
-    assert lean == ordinary
-    assert lean_report == "True"  # it has not fallen back, and nothing is left in sys.modules
-    assert "pydicom.config" in ordinary_report.split()
-
-
-def test_much_is_left_out() -> None:
-    """What is for images, storage and serving; else there would be no point."""
-    report = "\nprint(*[name for name, module in dicom_echo._lean_modules.items() if '__file__' in vars(module)])"
-    imported = run(ENCODE.format(own=True) + report)[-1].split()
-    assert {"pydicom.dataset", "pynetdicom.pdu"} <= set(imported)
-    assert len(imported) < 30
-    assert not {"pydicom.pixels", "pydicom.pixel_data_handlers", "pynetdicom.ae", "pynetdicom.sop_class"} & set(
-        imported
-    )
-
-
-def test_an_ordinary_import_afterwards_is_whole() -> None:
-    """For -d, which shows PDUs decoded."""
-    after = """
+# What a process that imports all of it has afterwards.
+WHOLE = """
 import pydicom, pynetdicom, pydicom.pixel_data_handlers
 from pynetdicom.sop_class import CTImageStorage
 context = pynetdicom.build_context(CTImageStorage)
@@ -81,42 +46,69 @@ assert hashlib.sha256 and inspect.signature and json.dumps and pathlib.Path and 
 print(pydicom.dcmread.__module__, pynetdicom.AE.__module__, context.abstract_syntax.name, of_storage)
 print(dicom_echo._encode_c_echo_rq.__module__, dicom_echo._encode_c_echo_once.__wrapped__("C_ECHO_RQ", 1, 0)[0].hex())
 """
-    *_, whole, again = run(ENCODE.format(own=True) + after)
-    *_, ordinary, of_ordinary = run(ENCODE.format(own=False) + after)
+
+
+def run(script: str) -> list[str]:
+    """The lines that a script prints in a fresh process."""
+    paths = os.pathsep.join(map(str, (MODULE.parent, Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(PYTHONPATH=paths), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def ordinary() -> list[str]:
+    """The requests as pynetdicom makes them when all of it is imported, and what is there afterwards."""
+    report = "print('pydicom.config' in sys.modules)"
+    *lines, imported, whole, again = run(ENCODE.format(own=False) + report + WHOLE)
+    assert (len(lines), imported) == (6 * 2 * 3 + 6 * 4, "True")
     assert whole.startswith("pydicom.filereader pynetdicom.ae CT Image Storage 1")
-    assert (whole, again) == (ordinary, of_ordinary)
+    return [*lines, whole, again]
+
+
+def test_the_same_bytes_for_much_less_and_an_ordinary_import_afterwards_is_whole(ordinary: list[str]) -> None:
+    """What is for images, storage and serving is left out; -d imports it after all, to show PDUs decoded."""
+    report = """
+print(dicom_echo._own_process, *[name for name, module in sys.modules.items()
+                                 if name.startswith('py') or isinstance(module, dicom_echo._HollowModule)])
+print(*[name for name, module in dicom_echo._lean_modules.items() if '__file__' in vars(module)])
+"""
+    *lines, left, imported, whole, again = run(ENCODE.format(own=True) + report + WHOLE)
+    assert [*lines, whole, again] == ordinary
+    assert left == "True"  # it has not fallen back, and nothing is left in sys.modules
+    names = set(imported.split())
+    assert len(names) < 30
+    assert {"pydicom.dataset", "pynetdicom.pdu"} <= names
+    assert not {"pydicom.pixels", "pydicom.pixel_data_handlers", "pynetdicom.ae", "pynetdicom.sop_class"} & names
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *("_LEAN.remove('pydicom.charset')", "_LEAN.remove('pydicom.config')", "_LEAN.remove('pynetdicom.dsutils')"),
-        *("_LEAN.remove('pynetdicom.pdu_items')", "_UNUSED.add('struct')", "_DICTIONARY.pop(0x1005)"),
+        "_LEAN.remove('pydicom.charset')", "_LEAN.remove('pydicom.config')", "_LEAN.remove('pynetdicom.dsutils')",
+        "_LEAN.remove('pynetdicom.pdu_items')", "_UNUSED.add('struct')", "_DICTIONARY.pop(0x1005)",
     ],
-)
-def test_what_is_needed_after_all(change: str) -> None:
+)  # fmt: skip
+def test_what_is_needed_after_all(ordinary: list[str], change: str) -> None:
     """By another release of pydicom, say: the stand-in refuses, and all is imported."""
-    first = f"import dicom_echo\ndicom_echo.{change}\n"
-    *lean, report = run(
-        first + ENCODE.format(own=True) + "\nprint(dicom_echo._own_process, 'pydicom.config' in sys.modules)"
-    )
-    assert lean == run(ENCODE.format(own=False))
-    assert report == "False True"
+    report = "print(dicom_echo._own_process, 'pydicom.config' in sys.modules)"
+    assert run(f"import dicom_echo\ndicom_echo.{change}\n{ENCODE.format(own=True)}{report}") == [
+        *ordinary[:-2],
+        "False True",
+    ]
 
 
-def test_packages_that_are_imported_already() -> None:
-    """They are used as they are."""
-    report = "\nimport pydicom\nprint(dicom_echo._lean_modules, pydicom is before)"
-    *lean, same = run("import pydicom as before\n" + ENCODE.format(own=True) + report)
-    assert same == "{} True"
-    assert lean == run(ENCODE.format(own=False))
+def test_packages_that_are_imported_already_are_used_as_they_are(ordinary: list[str]) -> None:
+    report = "import pydicom\nprint(dicom_echo._lean_modules, pydicom is before)"
+    assert run(f"import pydicom as before\n{ENCODE.format(own=True)}{report}") == [*ordinary[:-2], "{} True"]
 
 
-def test_numpy_is_not_imported(tmp_path: Path) -> None:
+def test_numpy_is_not_imported(ordinary: list[str], tmp_path: Path) -> None:
     """It takes as long as all else, and may be broken."""
     tmp_path.joinpath("numpy.py").write_text("raise SystemExit('numpy was imported')\n")
-    first = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-    assert run(first + ENCODE.format(own=True)) == run(ENCODE.format(own=False))
+    assert run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{ENCODE.format(own=True)}") == ordinary[:-2]
 
 
 def test_a_host_program_is_left_alone() -> None:
@@ -124,27 +116,22 @@ def test_a_host_program_is_left_alone() -> None:
     script = """
 import sys
 import dicom_echo
+from rawpeer import RawPeer
 with RawPeer() as peer:
     assert dicom_echo.main(["-q", peer.address]) == 0
 print("pydicom.filereader" in sys.modules, dicom_echo._lean_modules)
 """
-    assert run(
-        "from rawpeer import RawPeer" + script,
-        PYTHONPATH=os.pathsep.join(map(str, (MODULE.parent, Path(__file__).parent))),
-    ) == ["True {}"]
+    assert run(script) == ["True {}"]
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["-d"], ["-c", "2", "-i", "0"], ["--max-pdu", "0", "--transfer-syntax", "deflated"]]
+    "options", [[], ["-d", "-c", "2", "-i", "0", "--max-pdu", "0", "--transfer-syntax", "deflated"]], ids=" ".join
 )
-def test_on_the_wire(options: list[str]) -> None:
-    """The command sends what main() sends."""
-    sent = []
+def test_the_command_sends_what_main_sends(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with RawPeer() as peer:
-        for main in ([], ["-c", "import sys, dicom_echo; sys.exit(dicom_echo.main())"]):
-            command = [sys.executable, *main] if main else command_line()
-            subprocess.run([*command, *options, peer.address], env=environment(), check=True, capture_output=True)
-            sent.append([bytes(conversation.raw) for conversation in peer.received])
-            peer.received.clear()
-    assert sent[0] == sent[1]
-    assert sent[0]
+        subprocess.run(command_line(*options, peer.address), env=environment(), check=True, capture_output=True)
+        assert run_main(capsys, *options, peer.address).code == 0
+        number = len(peer.received) // 2
+        sent = [bytes(peer.conversation(each).raw) for each in range(2 * number)]
+    assert sent[:number] == sent[number:]
+    assert all(sent)
