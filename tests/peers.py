@@ -28,7 +28,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import trustme
 from pynetdicom import AE, evt
@@ -60,20 +60,15 @@ def find_program(name: str) -> str | None:
     """The path of an installed program, or None.
 
     pynetdicom installs scripts of its own called `storescp` and `echoscu`, and an active virtual environment puts them
-    first in PATH: Python scripts are passed over.
+    first in PATH: Python scripts are passed over (their first line says so, or pip's second).
     """
     for folder in [*os.get_exec_path(), "/usr/local/sbin", "/usr/sbin"]:
-        path = shutil.which(name, path=folder)
-        if path and not is_python_script(path):
-            return path
+        if path := shutil.which(name, path=folder):
+            with Path(path).open("rb") as file:
+                start = file.read(256)
+            if not (start.startswith(b"#!") and b"python" in start):
+                return path
     return None
-
-
-def is_python_script(path: str) -> bool:
-    """Whether a program is a script that Python runs (its first line says so, or pip's second)."""
-    with Path(path).open("rb") as file:
-        start = file.read(256)
-    return start.startswith(b"#!") and b"python" in start
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -97,32 +92,33 @@ def has_ipv6() -> bool:
 
 
 @contextlib.contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that is stopped at the end of the block, with whatever processes of its own it leaves behind."""
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": log.parent, "start_new_session": True
+    }  # fmt: skip
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, **options) as process:
+        try:
+            yield process
+        finally:
+            stop(process)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
 def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: Path) -> Iterator[Peer]:
     """Run a server in a folder; `command` makes its command line for a port. It must still be alive at the end."""
     log = folder / "log.txt"
-    process, port = start(command, folder, log)
-    try:
-        yield Peer("127.0.0.1", port, ae_title, process.pid, log)
-        if process.poll() is not None:
-            raise PeerFailed(f"{describe(process, log)} while it was needed")
-    finally:
-        stop(process)
-
-
-def start(command: Callable[[int], Sequence[str]], folder: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a server on a free port, on another one if it ends at once: the port may have been taken meanwhile."""
     for _ in range(ATTEMPTS):
         port = free_port()
-        with log.open("wb") as output:
-            process = spawn(command(port), folder, subprocess.DEVNULL, output)
-        if becomes_ready(process, port, log):
-            return process, port
-    raise PeerFailed(f"{describe(process, log)} at its start, {ATTEMPTS} times")
-
-
-def spawn(command: Sequence[str], folder: Path, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process."""
-    return subprocess.Popen(command, cwd=folder, stdin=stdin, stdout=output, stderr=subprocess.STDOUT)
+        with running(command(port), log) as process:
+            if becomes_ready(process, port, log):
+                yield Peer("127.0.0.1", port, ae_title, process.pid, log)
+                if process.poll() is not None:
+                    raise PeerFailed(f"{describe(process, log)} while it was needed")
+                return
+    raise PeerFailed(f"{describe(process, log)} at its start, {ATTEMPTS} times")  # so its port had not been taken
 
 
 def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
@@ -134,7 +130,6 @@ def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> boo
         if accepts("127.0.0.1", port):
             return True
         time.sleep(0.02)
-    stop(process)
     raise PeerFailed(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
 
 
@@ -161,19 +156,6 @@ def describe(process: subprocess.Popen[bytes], log: Path) -> str:
     return f"its log:\n{said}\n{process.args!r} ended with {process.returncode}"
 
 
-@contextlib.contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that is stopped at the end of the block, with whatever processes of its own it leaves behind."""
-    options: dict[str, Any] = {"stderr": subprocess.STDOUT, "start_new_session": True}
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, **options) as process:
-        try:
-            yield process
-        finally:
-            stop(process)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
 def scrape(program: str, folder: Path) -> str:
     """What a node exporter serves of the text files in a folder."""
     port, log = free_port(), folder.with_suffix(".log")
@@ -191,29 +173,39 @@ def scrape(program: str, folder: Path) -> str:
 
 # --- DCMTK -----------------------------------------------------------------------------------------------------------
 
+QUIETLY = ["--verbose", "--disable-host-lookup"]  # without look-ups of host names
+STORESCP = [*QUIETLY, "--ignore", "--aetitle", "STORESCP"]  # nothing is stored
+
 
 @contextlib.contextmanager
 def run_storescp(program: str, folder: Path, *options: str) -> Iterator[Peer]:
     """DCMTK's storescp; it takes any called AE title."""
-    with run_server(lambda port: [*storescp_command(program), *options, str(port)], "STORESCP", folder) as peer:
+    with run_server(lambda port: [program, *STORESCP, *options, str(port)], "STORESCP", folder) as peer:
         yield peer
-
-
-def storescp_command(program: str) -> list[str]:
-    """storescp, verbose, without look-ups of host names and without storing anything."""
-    return [program, "--verbose", "--disable-host-lookup", "--ignore", "--aetitle", "STORESCP"]
 
 
 @contextlib.contextmanager
 def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
     """DCMTK's storescp, one process for each connection, on one address of our choice, IPv6 too."""
-    command = [*storescp_command(program), "--inetd"]
-    log = folder / "log.txt"
-    stopping = threading.Event()
+    log, stopping = folder / "log.txt", threading.Event()
+
+    def serve() -> None:
+        """What inetd does: accept a connection, give it to a new process, wait for its end, accept the next."""
+        while not stopping.is_set():
+            with contextlib.suppress(socket.timeout):
+                connection, _ = listener.accept()
+                with connection:
+                    process = subprocess.Popen(
+                        [program, *STORESCP, "--inetd"],
+                        cwd=folder, stdin=connection.fileno(), stdout=output, stderr=subprocess.STDOUT,
+                    )  # fmt: skip
+                while process.poll() is None and not stopping.wait(0.01):
+                    pass
+                stop(process)
+
     with socket.create_server((host, 0), family=family_of(host)) as listener, log.open("wb") as output:
         listener.settimeout(0.05)
-        arguments = (listener, stopping, lambda stdin: spawn(command, folder, stdin, output))
-        thread = threading.Thread(target=hand_over, args=arguments, daemon=True)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield Peer(host, listener.getsockname()[1], "STORESCP", log=log)
@@ -222,34 +214,12 @@ def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
             thread.join()
 
 
-def hand_over(
-    listener: socket.socket, stopping: threading.Event, start_process: Callable[[int], subprocess.Popen[bytes]]
-) -> None:
-    """What inetd does: accept a connection, give it to a new process, wait for its end, accept the next."""
-    while not stopping.is_set():
-        with contextlib.suppress(socket.timeout):
-            connection, _ = listener.accept()
-            with connection:
-                process = start_process(connection.fileno())
-            while process.poll() is None and not stopping.wait(0.01):
-                pass
-            stop(process)
-
-
 @contextlib.contextmanager
 def run_dcmqrscp(program: str, folder: Path, *, admits: str = "") -> Iterator[Peer]:
     """DCMTK's dcmqrscp; it refuses any called AE title but its own, and any calling one but the one it admits."""
     (folder / "storage").mkdir()
     configuration = folder / "dcmqrscp.cfg"
-    configuration.write_text(dcmqrscp_configuration(folder / "storage", admits))
-    command = [program, "--verbose", "--disable-host-lookup", "--config", str(configuration)]
-    with run_server(lambda port: [*command, str(port)], "QRSCP", folder) as peer:
-        yield peer
-
-
-def dcmqrscp_configuration(storage: Path, admits: str) -> str:
-    """One AE title, for any host or for one calling AE title."""
-    return f"""\
+    configuration.write_text(f"""\
 MaxPDUSize = 16384
 MaxAssociations = 16
 HostTable BEGIN
@@ -258,9 +228,12 @@ HostTable END
 VendorTable BEGIN
 VendorTable END
 AETable BEGIN
-QRSCP {storage} RW (1, 1mb) {"admitted" if admits else "ANY"}
+QRSCP {folder / "storage"} RW (1, 1mb) {"admitted" if admits else "ANY"}
 AETable END
-"""
+""")
+    command = [program, *QUIETLY, "--config", str(configuration)]
+    with run_server(lambda port: [*command, str(port)], "QRSCP", folder) as peer:
+        yield peer
 
 
 # --- Orthanc ---------------------------------------------------------------------------------------------------------
@@ -272,25 +245,16 @@ def run_orthanc(program: str, folder: Path, *, check_called_title: bool, **setti
 
     def command(port: int) -> list[str]:
         configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps({**orthanc_configuration(folder, port, check_called_title), **settings}))
+        essential = {
+            "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"), "Plugins": [],
+            "HttpServerEnabled": False, "DicomAet": "ORTHANC", "DicomPort": port, "DicomAlwaysAllowEcho": True,
+            "DicomCheckCalledAet": check_called_title,
+        }  # fmt: skip
+        configuration.write_text(json.dumps({**essential, **settings}))
         return [program, "--verbose", str(configuration)]
 
     with run_server(command, "ORTHANC", folder) as peer:
         yield peer
-
-
-def orthanc_configuration(folder: Path, port: int, check_called_title: bool) -> dict[str, Any]:
-    """The settings that matter here; Orthanc has defaults for all others."""
-    return {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [],
-        "HttpServerEnabled": False,
-        "DicomAet": "ORTHANC",
-        "DicomPort": port,
-        "DicomCheckCalledAet": check_called_title,
-        "DicomAlwaysAllowEcho": True,
-    }
 
 
 # --- pynetdicom ------------------------------------------------------------------------------------------------------
@@ -318,16 +282,11 @@ def run_pynetdicom(
         try:
             yield Peer(host, server.server_address[1], ae_title)
         finally:
-            let_end(ae)
+            for _ in range(50):  # pynetdicom stumbles when it is to abort an association that is about to end
+                if not ae.active_associations:
+                    break
+                time.sleep(0.02)
             ae.shutdown()
-
-
-def let_end(ae: AE) -> None:
-    """Wait a little for associations that are about to end: pynetdicom stumbles when it is to abort one of those."""
-    for _ in range(50):
-        if not ae.active_associations:
-            return
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
