@@ -6,6 +6,7 @@ A peer that is not installed skips the tests that need it; with DICOM_ECHO_REQUI
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pynetdicom
 import pytest
@@ -43,7 +44,6 @@ def require(program: str, package: str) -> str:
 
 @pytest.fixture(scope="session")
 def ipv6() -> str:
-    """The IPv6 loopback address."""
     if not has_ipv6():
         pytest.skip("this host has no IPv6 loopback address")
     return "::1"
@@ -51,7 +51,6 @@ def ipv6() -> str:
 
 @pytest.fixture(scope="session")
 def echoscu() -> str:
-    """The path of DCMTK's echoscu."""
     return require("echoscu", "dcmtk")
 
 
@@ -60,14 +59,12 @@ def echoscu() -> str:
 
 @pytest.fixture
 def peer() -> Iterator[RawPeer]:
-    """A good peer."""
     with RawPeer() as peer:
         yield peer
 
 
 @pytest.fixture
 def refusing() -> Iterator[Endpoint]:
-    """A port where nobody listens."""
     with closed_port() as endpoint:
         yield endpoint
 
@@ -77,21 +74,18 @@ def refusing() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def pynetdicom_scp() -> Iterator[Peer]:
-    """pynetdicom, which takes any called AE title."""
     with run_pynetdicom() as peer:
         yield peer
 
 
 @pytest.fixture(scope="session")
 def pynetdicom_scp_strict() -> Iterator[Peer]:
-    """pynetdicom, which refuses a wrong called AE title."""
     with run_pynetdicom(check_called_title=True) as peer:
         yield peer
 
 
 @pytest.fixture(scope="session")
 def pynetdicom_scp_ipv6(ipv6: str) -> Iterator[Peer]:
-    """pynetdicom on ::1."""
     if pynetdicom.__version__ < "3":
         pytest.skip("pynetdicom serves IPv6 from version 3 on")
     with run_pynetdicom(ipv6) as peer:
@@ -100,28 +94,24 @@ def pynetdicom_scp_ipv6(ipv6: str) -> Iterator[Peer]:
 
 @pytest.fixture(scope="session")
 def storescp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    """DCMTK's storescp, which takes any called AE title."""
     with run_storescp(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp")) as peer:
         yield peer
 
 
 @pytest.fixture(scope="session")
 def storescp_ipv6(ipv6: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    """DCMTK's storescp on ::1, a process for each connection."""
     with run_storescp_inetd(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp_ipv6"), ipv6) as peer:
         yield peer
 
 
 @pytest.fixture(scope="session")
 def dcmqrscp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    """DCMTK's dcmqrscp, which refuses a wrong called AE title."""
     with run_dcmqrscp(require("dcmqrscp", "dcmtk"), tmp_path_factory.mktemp("dcmqrscp")) as peer:
         yield peer
 
 
 @pytest.fixture(scope="session")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    """Orthanc, which takes any called AE title (its default)."""
     folder = tmp_path_factory.mktemp("orthanc")
     with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=False) as peer:
         yield peer
@@ -129,42 +119,27 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
 
 @pytest.fixture(scope="session")
 def orthanc_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    """Orthanc, which refuses a wrong called AE title."""
     folder = tmp_path_factory.mktemp("orthanc_strict")
     with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=True) as peer:
         yield peer
 
 
-LENIENT = ["pynetdicom_scp", "storescp", "orthanc"]
-STRICT = ["pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict"]
+def each_of(*names: str) -> Any:
+    """A fixture that is each of these peers in turn."""
 
+    @pytest.fixture(params=names)
+    def peer(request: pytest.FixtureRequest) -> Any:
+        return request.getfixturevalue(request.param)
 
-@pytest.fixture(params=LENIENT + STRICT)
-def real_peer(request: pytest.FixtureRequest) -> Peer:
-    """Each real peer in turn, on IPv4."""
-    peer: Peer = request.getfixturevalue(request.param)
     return peer
 
 
-@pytest.fixture(params=LENIENT)
-def lenient_peer(request: pytest.FixtureRequest) -> Peer:
-    """Each real peer that takes any called AE title."""
-    peer: Peer = request.getfixturevalue(request.param)
-    return peer
-
-
-@pytest.fixture(params=STRICT)
-def strict_peer(request: pytest.FixtureRequest) -> Peer:
-    """Each real peer that refuses a wrong called AE title."""
-    peer: Peer = request.getfixturevalue(request.param)
-    return peer
-
-
-@pytest.fixture(params=["pynetdicom_scp_ipv6", "storescp_ipv6"])
-def ipv6_peer(request: pytest.FixtureRequest) -> Peer:
-    """Each real peer that can be had on IPv6."""
-    peer: Peer = request.getfixturevalue(request.param)
-    return peer
+LENIENT = "pynetdicom_scp", "storescp", "orthanc"  # they take any called AE title
+STRICT = "pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict"  # they refuse a wrong one
+lenient_peer = each_of(*LENIENT)
+strict_peer = each_of(*STRICT)
+real_peer = each_of(*LENIENT, *STRICT)
+ipv6_peer = each_of("pynetdicom_scp_ipv6", "storescp_ipv6")
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
@@ -172,19 +147,16 @@ def ipv6_peer(request: pytest.FixtureRequest) -> Peer:
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """The authority that issues every certificate of the session."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="session")
 def tls_files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    """The authority's certificate, and a client certificate with its key, as files."""
     return write_tls_files(authority, tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")
 def tls_scp(authority: trustme.CA) -> Iterator[Peer]:
-    """pynetdicom over TLS."""
     with run_pynetdicom(ssl_context=server_context(authority)) as peer:
         yield peer
 
