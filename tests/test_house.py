@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import dicom_echo as echo
 
 SOURCE = Path(echo.__file__).read_text(encoding="utf-8")
@@ -49,6 +47,12 @@ def chapters() -> dict[str, list[ast.stmt]]:
     return found
 
 
+def nodes(name: str) -> Iterator[ast.AST]:
+    """All that a chapter is made of."""
+    for statement in chapters()[name]:
+        yield from ast.walk(statement)
+
+
 def names_given(statement: ast.stmt) -> Iterator[str]:
     """The names that a statement of the module binds."""
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
@@ -64,8 +68,7 @@ def test_the_chapters_are_those_of_the_map_in_the_head() -> None:
     assert re.findall(r"^# +\d+\. ([a-z ]+?)  ", head, re.MULTILINE) == list(chapters()) == list(MAY_USE)
 
 
-@pytest.mark.parametrize("name", MAY_USE)
-def test_a_chapter_names_private_names_only_of_chapters_that_it_may_use(name: str) -> None:
+def test_a_chapter_names_private_names_only_of_chapters_that_it_may_use() -> None:
     home = {
         given: number
         for number, statements in enumerate(chapters().values(), 1)
@@ -73,40 +76,34 @@ def test_a_chapter_names_private_names_only_of_chapters_that_it_may_use(name: st
         for given in names_given(statement)
         if given.startswith("_")
     }
-    allowed, exceptions = MAY_USE[name]
-    own = list(MAY_USE).index(name) + 1
-    strangers = {
-        f"{node.id}, line {node.lineno}, of chapter {home[node.id]}"
-        for statement in chapters()[name]
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and home.get(node.id, own) not in allowed | {own} and node.id not in exceptions
-    }
-    assert strangers == set()
-    assert exceptions <= home.keys(), "an exception that no longer exists"
+    for own, (name, (allowed, exceptions)) in enumerate(MAY_USE.items(), 1):
+        strangers = {
+            f"{node.id}, line {node.lineno}, of chapter {home[node.id]}"
+            for node in nodes(name)
+            if isinstance(node, ast.Name)
+            and home.get(node.id, own) not in {*allowed, own}
+            and node.id not in exceptions
+        }
+        assert strangers == set()
+        assert exceptions <= home.keys(), "an exception that no longer exists"
 
 
 def test_only_the_codec_and_the_other_end_import_pynetdicom() -> None:
-    importers = {
-        name
-        for name, statements in chapters().items()
-        for statement in statements
-        for node in ast.walk(statement)
-        if (isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("pynetdicom", "pydicom"))
-        or (isinstance(node, ast.Import) and any(a.name.startswith(("pynetdicom", "pydicom")) for a in node.names))
-    }
-    assert importers <= {"codec", "other end"}
+    for name in MAY_USE.keys() - {"codec", "other end"}:
+        modules = [node.module or "" for node in nodes(name) if isinstance(node, ast.ImportFrom)]
+        modules += [each.name for node in nodes(name) if isinstance(node, ast.Import) for each in node.names]
+        assert not {"pynetdicom", "pydicom"} & {module.partition(".")[0] for module in modules}, name
 
 
 def test_nothing_depends_on_asserts() -> None:
     assert not [node.lineno for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Assert)]
 
 
-@pytest.mark.parametrize("name", ["dialogue", "codec", "address", "errors", "vocabulary"])
-def test_a_pure_chapter_does_no_input_or_output(name: str) -> None:
+def test_pure_chapters_do_no_input_or_output() -> None:
     used = {
         f"{node.value.id}.{node.attr}"
-        for statement in chapters()[name]
-        for node in ast.walk(statement)
+        for name in ("dialogue", "codec", "address", "errors", "vocabulary")
+        for node in nodes(name)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         if node.value.id in ("socket", "ssl", "selectors", "time", "os", "threading", "argparse")
     }
