@@ -17,7 +17,6 @@ import dicom_echo
 PUBLIC = {name: getattr(dicom_echo, name) for name in dicom_echo.__all__}
 FUNCTIONS = {name: of for name, of in PUBLIC.items() if inspect.isfunction(of)} | {"main": dicom_echo.main}
 CLASSES = {name: of for name, of in PUBLIC.items() if inspect.isclass(of)}
-VERBS = ("send", "probe", "probe_many")
 
 
 def sections(documented: Any) -> dict[str, str]:
@@ -34,35 +33,32 @@ def entries(section: str) -> set[str]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_says_what_it_takes_returns_and_raises(name: str) -> None:
-    function = FUNCTIONS[name]
-    told = sections(function)
+    told = sections(FUNCTIONS[name])
     assert told[""].strip()
-    assert inspect.signature(function).parameters.keys() <= entries(told.get("Parameters", ""))
+    assert inspect.signature(FUNCTIONS[name]).parameters.keys() <= entries(told.get("Parameters", ""))
     assert "Returns" in told or "Yields" in told
     if name != "main":  # which raises nothing
-        assert "Raises" in told
         raised = re.findall(r"^(\w+)", told["Raises"], flags=re.MULTILINE)
         assert raised
-        for error in raised:
-            assert issubclass(PUBLIC.get(error) or getattr(builtins, error), Exception)
+        assert all(issubclass(PUBLIC.get(error) or getattr(builtins, error), Exception) for error in raised)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_says_what_it_holds(name: str) -> None:
     of = CLASSES[name]
-    told = sections(of)
+    told, members = sections(of), vars(of)
     assert told[""].strip()
+    assert not told[""].startswith(f"{name}("), "Python makes one up for named tuples"
     if issubclass(of, enum.Enum):
         fields = {member.name for member in of}
     else:
-        annotated = {field for field in vars(of).get("__annotations__", ()) if not field.startswith("_")}
-        fields = annotated | {field for field, value in vars(of).items() if isinstance(value, property)}
-    listed = entries(told.get("Attributes", "") + told.get("Parameters", ""))
-    documented = {field for field in fields if inspect.getdoc(vars(of).get(field)) and field in vars(of)}
-    assert fields - documented <= listed
-    for method, value in vars(of).items():
-        if inspect.isfunction(value) and not method.startswith("_"):
-            assert inspect.getdoc(value), f"{name}.{method}"
+        fields = {field for field in members.get("__annotations__", ()) if not field.startswith("_")}
+        fields |= {field for field, value in members.items() if isinstance(value, property)}
+    documented = {field for field, value in members.items() if isinstance(value, property) and value.__doc__}
+    # The title of an error is for the module's own reports.
+    assert fields - documented - {"title"} <= entries(told.get("Attributes", "") + told.get("Parameters", ""))
+    methods = {method for method, value in members.items() if inspect.isfunction(value) and not method.startswith("_")}
+    assert [method for method in methods if not inspect.getdoc(members[method])] == []
 
 
 def test_constants_have_a_docstring() -> None:
@@ -70,8 +66,8 @@ def test_constants_have_a_docstring() -> None:
     body = ast.parse(inspect.getsource(dicom_echo)).body
     documented = {
         target.id
-        for place, below in enumerate(body[1:])
-        for target in getattr(body[place], "targets", [getattr(body[place], "target", None)])
+        for statement, below in zip(body, body[1:])
+        for target in getattr(statement, "targets", [getattr(statement, "target", None)])
         if isinstance(target, ast.Name) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
     }
     assert PUBLIC.keys() - FUNCTIONS.keys() - CLASSES.keys() <= documented
@@ -85,14 +81,11 @@ def test_the_standard_is_cited() -> None:
 
 def test_help_starts_with_the_verbs() -> None:
     """On the first screen, before the classes, which pydoc puts before the functions."""
-    shown = pydoc.plain(pydoc.render_doc(dicom_echo)).splitlines()
-    screen = "\n".join(shown[:24])
-    positions = [screen.find(f"{verb}(") for verb in VERBS]
-    assert -1 not in positions
-    assert positions == sorted(positions)
+    screen = "\n".join(pydoc.plain(pydoc.render_doc(dicom_echo)).splitlines()[:24])
+    assert re.findall(r"\b(send|probe|probe_many)\(", screen)[:3] == ["send", "probe", "probe_many"]
 
 
 def test_help_on_errors_is_not_buried_under_what_python_has_anyway() -> None:
     for name in filter(lambda name: name.endswith("Error"), dicom_echo.__all__):
-        shown = pydoc.plain(pydoc.render_doc(getattr(dicom_echo, name)))
+        shown = pydoc.plain(pydoc.render_doc(PUBLIC[name]))
         assert re.findall(r"inherited from builtins\.(?!object)\S+", shown) == []
