@@ -37,7 +37,6 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 from rawpeer import Endpoint, family_of
 
 START_SECONDS = 20.0
-STOP_SECONDS = 5.0
 ATTEMPTS = 3
 
 
@@ -100,8 +99,8 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, **options) as process:
         try:
             yield process
-        finally:
-            stop(process)
+        finally:  # nothing is stored that would suffer
+            process.kill()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -138,16 +137,6 @@ def accepts(host: str, port: int) -> bool:
     with socket.socket(family_of(host)) as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0 and probe.getsockname()[1] != port
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and make it end if it does not."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def describe(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -201,7 +190,8 @@ def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
                     )  # fmt: skip
                 while process.poll() is None and not stopping.wait(0.01):
                     pass
-                stop(process)
+                process.kill()
+                process.wait()
 
     with socket.create_server((host, 0), family=family_of(host)) as listener, log.open("wb") as output:
         listener.settimeout(0.05)
