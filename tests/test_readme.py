@@ -20,6 +20,7 @@ import dicom_echo
 from dicom_echo import EchoError
 
 README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
 
 VOLATILE = [
     (r'"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"', '"time": "(when)"'),
@@ -37,22 +38,18 @@ VOLATILE = [
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def examples() -> list[tuple[str, str]]:
     """Each command of the console blocks, with the output that it is said to have."""
-    found = []
-    for block in blocks("console"):
-        for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = example.partition("\n")
-            found.append((command, output))
-    return found
+    shown = [each for block in blocks("console") for each in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(command, output) for command, _, output in (each.partition("\n") for each in shown)]
 
 
 def settled(text: str) -> list[str]:
     """The lines of a text without what differs from run to run; rows come as their targets finish."""
-    for pattern, stand_in in VOLATILE:
+    for pattern, stand_in in [*VOLATILE, (" +", " ")]:
         text = re.sub(pattern, stand_in, text, flags=re.MULTILINE)
     return sorted(text.splitlines()) if "targets:" in text or '"summary"' in text else text.splitlines()
 
@@ -66,13 +63,6 @@ def ports(storescp: Peer) -> Iterator[dict[str, str]]:
 
 def with_ports(text: str, ports: dict[str, str]) -> str:
     return re.sub(r"(?<=localhost:)\d+", lambda match: ports.get(match[0], match[0]), text)
-
-
-def as_in_readme(text: str, ports: dict[str, str]) -> str:
-    """An output with README's ports, its columns as wide as they are with those."""
-    for stands_for, port in ports.items():
-        text = re.sub(rf'{port}(?=["\s,}} ])', stands_for.ljust(len(stands_for)), text)
-    return text
 
 
 @pytest.fixture
@@ -89,10 +79,10 @@ def test_a_command_prints_what_readme_says(
     command: str, output: str, ports: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dicom_echo.main(shlex.split(with_ports(command, ports))[1:])
-    printed = as_in_readme(capsys.readouterr().out, ports)
-    assert [re.sub(" +", " ", line) for line in settled(printed)] == [
-        re.sub(" +", " ", line) for line in settled(output)
-    ]
+    printed = capsys.readouterr().out
+    for stands_for, port in ports.items():
+        printed = re.sub(rf'{port}(?=["\s,}} ])', stands_for, printed)
+    assert settled(printed) == settled(output)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -104,21 +94,20 @@ def test_python_does_what_readme_says(block: str, ports: dict[str, str]) -> None
 
 
 def test_every_console_block_is_tried() -> None:
-    commands = {command.split()[0] for command, _ in examples()}
-    assert commands == {"dicom-echo", "cat"}
+    assert {command.split()[0] for command, _ in examples()} == {"dicom-echo", "cat"}
     assert len(examples()) >= 5
 
 
 def test_the_options_of_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert dicom_echo.main(["--help"]) == 0
     known = set(re.findall(r"(?<![\w-])--?[a-zA-Z0-9][\w-]*", capsys.readouterr().out))
-    named = set(re.findall(r"`(?:dicom-echo )?(--?[a-zA-Z0-9][\w-]*)", README.read_text(encoding="utf-8")))
+    named = set(re.findall(r"`(?:dicom-echo )?(--?[a-zA-Z0-9][\w-]*)", TEXT))
     assert named <= known
 
 
 def test_the_troubleshooting_table_has_the_words_of_the_code() -> None:
     """Each row is what is printed, the hint below it, and who can act."""
-    rows = re.findall(r"^\| ([A-Z][^|]*?) \| ([^|]*?) \| [^|]* \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| ([A-Z][^|]*?) \| ([^|]*?) \| [^|]* \|$", TEXT, re.MULTILINE)
     errors = [each for each in vars(dicom_echo).values() if isinstance(each, type) and issubclass(each, EchoError)]
     titles = {**{each.kind: each.title for each in errors}, "status": "Failed"}
     words = {"called": "CALLED", "calling": "CALLING", "local": "this host"}
@@ -135,11 +124,10 @@ def test_the_troubleshooting_table_has_the_words_of_the_code() -> None:
 
 
 def test_ci_calls_the_command_of_readme() -> None:
-    command = next(line.strip() for line in README.read_text(encoding="utf-8").splitlines() if "install nox" in line)
-    assert command.replace("pip install nox", "pip install -q nox") in (README.parent / ".ci" / "run").read_text(
-        encoding="utf-8"
-    )
+    command = next(line.strip() for line in TEXT.splitlines() if "install nox" in line)
+    run = (README.parent / ".ci" / "run").read_text(encoding="utf-8")
+    assert command.replace("pip install nox", "pip install -q nox") in run
 
 
 def test_readme_can_be_read_at_a_sitting() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
+    assert len(TEXT.splitlines()) <= 250
