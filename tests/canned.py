@@ -22,28 +22,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rawpeer import (
-    A_ASSOCIATE_RQ,
-    A_RELEASE_RQ,
-    GOOD_ACCEPT,
-    GOOD_RELEASE,
-    MESSAGE_ID,
-    P_DATA_TF,
-    Endpoint,
-    ReceivedPdu,
-    decode_command,
-    decode_pdvs,
-    echo_rsp,
-    split_pdus,
-)
-
-BACKLOG = 64
+import rawpeer
+from rawpeer import Endpoint
 
 
 @dataclass(frozen=True)
 class Canned:
-    """Where the canned peers are."""
-
     live: list[Endpoint]
     silent: list[Endpoint]
     pid: int
@@ -71,14 +55,14 @@ def run_canned(live: int = 0, silent: int = 0, delay: float = 0.0) -> Iterator[C
 # --- The process -----------------------------------------------------------------------------------------------------
 
 
-def answer(received: ReceivedPdu) -> bytes:
+def answer(received: rawpeer.ReceivedPdu) -> bytes:
     """What a good peer says to a PDU; nothing to an A-ABORT."""
-    if received.type == A_ASSOCIATE_RQ:
-        return GOOD_ACCEPT
-    if received.type == P_DATA_TF:
-        command = decode_command(b"".join(pdv.data for pdv in decode_pdvs(received.body)))
-        return echo_rsp(int.from_bytes(command[MESSAGE_ID], "little"))
-    return GOOD_RELEASE if received.type == A_RELEASE_RQ else b""
+    if received.type == rawpeer.A_ASSOCIATE_RQ:
+        return rawpeer.GOOD_ACCEPT
+    if received.type == rawpeer.P_DATA_TF:
+        command = rawpeer.decode_command(b"".join(pdv.data for pdv in rawpeer.decode_pdvs(received.body)))
+        return rawpeer.echo_rsp(int.from_bytes(command[rawpeer.MESSAGE_ID], "little"))
+    return rawpeer.GOOD_RELEASE if received.type == rawpeer.A_RELEASE_RQ else b""
 
 
 class Server:
@@ -92,7 +76,7 @@ class Server:
 
     def listen(self, live: bool) -> int:
         """Open a port; the kernel completes the connections to a silent one, and nobody ever takes them."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         if live:
             listener.setblocking(False)
             self._selector.register(listener, selectors.EVENT_READ)
@@ -109,26 +93,21 @@ class Server:
                 assert isinstance(key.fileobj, socket.socket)
                 with contextlib.suppress(BlockingIOError):
                     if key.data is None:
-                        self._accept(key.fileobj)
+                        connection, _ = key.fileobj.accept()
+                        connection.setblocking(False)
+                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        self._selector.register(connection, selectors.EVENT_READ, bytearray())
                     else:
                         self._receive(key.fileobj, key.data)
             while self._due and self._due[0][0] <= time.perf_counter():
                 with contextlib.suppress(OSError):
-                    heapq.heappop(self._due)[2].sendall(GOOD_ACCEPT)
-
-    def _accept(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._selector.register(connection, selectors.EVENT_READ, bytearray())
+                    heapq.heappop(self._due)[2].sendall(rawpeer.GOOD_ACCEPT)
 
     def _receive(self, connection: socket.socket, pending: bytearray) -> None:
         try:
             data = connection.recv(1 << 16)
-            pending += data
-            pdus, rest = split_pdus(bytes(pending))
-            pending[:] = rest
-            if self._delay and pdus and pdus[0].type == A_ASSOCIATE_RQ:
+            pdus, pending[:] = rawpeer.split_pdus(bytes(pending) + data)
+            if self._delay and pdus and pdus[0].type == rawpeer.A_ASSOCIATE_RQ:
                 heapq.heappush(self._due, (time.perf_counter() + self._delay, connection.fileno(), connection))
             else:
                 connection.sendall(b"".join(map(answer, pdus)))
@@ -139,19 +118,14 @@ class Server:
             connection.close()
 
 
-def raise_limit() -> None:
-    """Open as many files as the system allows."""
-    with contextlib.suppress(ImportError):
+def main() -> None:
+    """Print the ports as JSON, then serve until standard input ends."""
+    live, silent = map(int, sys.argv[1:3])
+    with contextlib.suppress(ImportError):  # as many open files as the system allows
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def main() -> None:
-    """Print the ports as JSON, then serve until standard input ends."""
-    live, silent = map(int, sys.argv[1:3])
-    raise_limit()
     server = Server(float(sys.argv[3]))
     print(json.dumps([server.listen(number < live) for number in range(live + silent)]), flush=True)
     threading.Thread(target=server.serve, daemon=True).start()
