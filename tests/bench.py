@@ -1,6 +1,6 @@
 """The benchmark: `nox -s bench`. Prints tables of medians, measured by turns in one run, and asserts nothing.
 
-    python tests/bench.py [times] [live] [silent] [memory] [single]      # some of them; all without a name
+    python tests/bench.py [times] [live] [silent] [single]      # some of them; all without a name
 
 DICOM_ECHO_OTHER may name folders (apart by `:`) that hold another dicom_echo.py each, to compare with.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,10 +96,8 @@ class Run(NamedTuple):
 
 def environment(folder: Path) -> dict[str, str]:
     """One in which Python finds the module of this folder, and starts as it does for users."""
-    env = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-    }
-    return {**env, "PYTHONPATH": str(folder)}
+    swaying = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+    return {name: os.environ[name] for name in os.environ.keys() - swaying} | {"PYTHONPATH": str(folder)}
 
 
 def run(folder: Path, *arguments: object) -> Run:
@@ -111,7 +109,6 @@ def run(folder: Path, *arguments: object) -> Run:
 
 
 def write_targets(folder: Path, endpoints: Iterable[Endpoint]) -> Path:
-    """A file of these targets."""
     file = folder / "targets.txt"
     file.write_text("".join(f"{endpoint.host_port}\n" for endpoint in endpoints))
     return file
@@ -154,13 +151,11 @@ def bench_times(_folder: Path, peers: int = 300, delay: float = 0.02) -> None:
 
 
 def bench_live(folder: Path, targets: int = 1000) -> None:
-    """Live targets, the whole command."""
     with run_canned(live=targets) as canned:
         compare(f"{targets} live targets, the whole command", ["--targets", write_targets(folder, canned.live)])
 
 
 def bench_silent(folder: Path, targets: int = 1000) -> None:
-    """Targets that never answer."""
     with run_canned(silent=targets) as canned:
         arguments = ["-T", write_targets(folder, canned.silent), "-t", 3, "-j", 1000]
         compare(f"{targets} silent targets, -t 3 -j 1000", arguments)
@@ -180,16 +175,6 @@ def compare(title: str, arguments: Sequence[object]) -> None:
     table(f"{title}, median of {RUNS} by turns", ("", "seconds", "ratio", "peak MB"), rows)
 
 
-def bench_memory(folder: Path, ports: int = 1000) -> None:
-    """Many targets: memory must not grow with those that are done."""
-    rows = []
-    with run_canned(live=ports) as canned:
-        for times in (1, 10):
-            done = run(HERE, "-T", write_targets(folder, canned.live * times))
-            rows.append((str(ports * times), f"{done.memory:.1f}", f"{done.seconds:.2f}"))
-    table("memory against number of targets", ("targets", "peak MB", "seconds"), rows)
-
-
 def bench_single(folder: Path, rounds: int = 200) -> None:
     """One echo at a time to DCMTK's storescp, the contenders by turns."""
     storescp = find_program("storescp")
@@ -198,47 +183,35 @@ def bench_single(folder: Path, rounds: int = 200) -> None:
         return
     contenders = {"a bare socket with canned bytes": (BARE_SENDER, HERE)}
     contenders.update({f"send(), {name}": (SENDER, where) for name, where in FOLDERS.items()})
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     with run_storescp(storescp, folder) as peer, contextlib.ExitStack() as stack:
         senders = {
-            name: stack.enter_context(running([sys.executable, "-c", code, peer.address], where))
+            name: stack.enter_context(start_sender([sys.executable, "-c", code, peer.address], where))
             for name, (code, where) in contenders.items()
         }
-        times: dict[str, list[float]] = {name: [] for name in senders}
         for _ in range(rounds):
             for name, sender in senders.items():
-                times[name].append(sender() * 1000)
+                assert sender.stdin
+                assert sender.stdout
+                sender.stdin.write("\n")
+                times[name].append(float(sender.stdout.readline()) * 1000)
     medians = {name: statistics.median(each) for name, each in times.items()}
     bare = next(iter(medians.values()))
     rows = [(name, f"{medians[name]:.2f}", f"{min(times[name]):.2f}", f"{medians[name] / bare:.1f}") for name in times]
     table(f"one echo to storescp, {rounds} by turns", ("", "median ms", "best ms", "ratio"), rows)
 
 
-@contextlib.contextmanager
-def running(command: Sequence[str], where: Path) -> Iterator[Callable[[], float]]:
-    """A sender in a process of its own; calling it sends once and returns the seconds that it took."""
+def start_sender(command: Sequence[str], where: Path) -> subprocess.Popen[str]:
+    """A sender in a process of its own, which ends with its standard input."""
     folder = tempfile.gettempdir()  # Python looks for modules in its folder, and another may be here
-    with subprocess.Popen(
+    return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment(where), cwd=folder
-    ) as process:
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin
-        assert stdout
-
-        def send() -> float:
-            stdin.write("\n")
-            return float(stdout.readline())
-
-        yield send
-        stdin.close()
+    )
 
 
 BENCHES: dict[str, Callable[[Path], None]] = {
-    "times": bench_times,
-    "live": bench_live,
-    "silent": bench_silent,
-    "memory": bench_memory,
-    "single": bench_single,
-}
+    "times": bench_times, "live": bench_live, "silent": bench_silent, "single": bench_single
+}  # fmt: skip
 
 
 def main() -> None:
