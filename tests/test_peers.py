@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from command import Outcome, run_main
-from conftest import require
+from conftest import each_of, require
 from peers import Peer, PeerFailed, TlsFiles, client_context, run_dcmqrscp, run_pynetdicom, run_storescp
 from pynetdicom.events import EVT_CONN_OPEN, EVT_USER_ID, Event
 from rawpeer import split_pdus
@@ -290,11 +290,7 @@ def storescp_tls(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
             raise
 
 
-@pytest.fixture(params=["tls_scp", "storescp_tls"])
-def tls_peer(request: pytest.FixtureRequest) -> Peer:
-    """Each real peer that speaks TLS and asks for no certificate."""
-    peer: Peer = request.getfixturevalue(request.param)
-    return peer
+tls_peer = each_of("tls_scp", "storescp_tls")  # those that ask for no certificate
 
 
 def test_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
@@ -326,15 +322,6 @@ def test_tls_from_python(tls_peer: Peer, tls_files: TlsFiles) -> None:
     with pytest.raises(echo.TLSFailed, match=r"^certificate not trusted$") as caught:
         echo.send(tls_peer.address, tls=ssl.create_default_context())
     assert caught.value.phase == Phase.tls
-
-
-def test_a_client_certificate(capsys: Capsys, mutual_tls_scp: Peer, tls_files: TlsFiles) -> None:
-    """Under TLS 1.3, the client is through with the handshake before the server finds the certificate missing."""
-    options = ["--tls", "--cacert", tls_files.authority]
-    code, out, err = run_main(capsys, *options, mutual_tls_scp.address)
-    assert (code, err, out.splitlines()[0]) == (3, "", "❌ TLS failed: the peer wants a client certificate")
-    options += ["--cert", tls_files.certificate, "--key", tls_files.key]
-    assert run_main(capsys, *options, mutual_tls_scp.address) == SUCCESS
 
 
 def test_tls_on_a_plain_port(capsys: Capsys, real_peer: Peer) -> None:
