@@ -628,7 +628,7 @@ def test_nothing_of_the_process_decides_about_spoilt_streams() -> None:
             [sys.executable, *options, fuzz.__file__, str(COUNT)],
             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for options in ([], ["-O"], ["-OO"], ["-W", "error"])
+        for options in ([], ["-O"], ["-OO", "-W", "error"])
     ]  # fmt: skip
     printed = [run.communicate(timeout=60) for run in runs]
     lines = {line for out, _ in printed for line in out.splitlines()}
