@@ -218,29 +218,17 @@ def test_a_slow_association_alone_has_a_likely_reason(accept: float, answer: flo
 # --- What is no trouble ----------------------------------------------------------------------------------------------
 
 
-def slowly(content: rawpeer.Content) -> Send:
-    """Byte by byte, each on its own."""
-    return Send(content, chunk=1, delay=0.0005)
+SLOWLY = [Send(data, chunk=1, delay=0.0005) for data in (GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE)]
+NO_TROUBLE: dict[str, Script] = {
+    "byte by byte": script(*SLOWLY),
+    "all at once": (Expect(A_ASSOCIATE_RQ), Send(rawpeer.GOOD_STREAM)),
+    "both ask for the release": script(release=rawpeer.release_rq()),
+    "late data": script(release=GOOD_ECHO + GOOD_RELEASE),
+    "both ask, then the answer": script(release=rawpeer.release_rq() + GOOD_RELEASE),
+}
 
 
-@pytest.mark.parametrize(
-    "played",
-    [
-        script(slowly(GOOD_ACCEPT), slowly(GOOD_ECHO), slowly(GOOD_RELEASE)),
-        script(echo=slowly(p_data(rawpeer.fragments(rawpeer.echo_rsp_command(), 1)))),
-        script(GOOD_ACCEPT + GOOD_ECHO, echo=b""),
-        script(echo=GOOD_ECHO + GOOD_RELEASE),
-        script(echo=GOOD_ECHO * 2),
-        (Expect(A_ASSOCIATE_RQ), Send(rawpeer.GOOD_STREAM)),
-        script(release=rawpeer.release_rq()),
-        script(release=GOOD_ECHO + GOOD_RELEASE),
-        script(release=rawpeer.release_rq() + GOOD_RELEASE),
-    ],
-    ids=[
-        "bytes", "fragments of a byte", "acceptance and answer", "answer and release", "answer twice", "all at once",
-        "both ask for the release", "late data", "both ask, then the answer",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("played", NO_TROUBLE.values(), ids=NO_TROUBLE)
 def test_neither_pieces_nor_what_crosses_our_release_matter(played: Script) -> None:
     with RawPeer(played) as peer:
         result = echo.probe(peer.address, message_id=1)
