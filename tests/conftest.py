@@ -5,7 +5,8 @@ A peer that is not installed skips the tests that need it; with DICOM_ECHO_REQUI
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pynetdicom
@@ -72,16 +73,27 @@ def refusing() -> Iterator[Endpoint]:
 # --- Real peers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def pynetdicom_scp() -> Iterator[Peer]:
-    with run_pynetdicom() as peer:
-        yield peer
+Run = Callable[..., AbstractContextManager[Peer]]
 
 
-@pytest.fixture(scope="session")
-def pynetdicom_scp_strict() -> Iterator[Peer]:
-    with run_pynetdicom(check_called_title=True) as peer:
-        yield peer
+def server(run: Run, program: str = "", package: str = "", **options: Any) -> Any:
+    """A fixture for the whole session that runs a peer, with its program in a folder of its own if it has one."""
+
+    @pytest.fixture(scope="session")
+    def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+        own = [require(program, package), tmp_path_factory.mktemp(program)] if program else []
+        with run(*own, **options) as peer:
+            yield peer
+
+    return peer
+
+
+pynetdicom_scp = server(run_pynetdicom)
+pynetdicom_scp_strict = server(run_pynetdicom, check_called_title=True)
+storescp = server(run_storescp, "storescp", "dcmtk")
+dcmqrscp = server(run_dcmqrscp, "dcmqrscp", "dcmtk")
+orthanc = server(run_orthanc, "Orthanc", "orthanc", check_called_title=False)
+orthanc_strict = server(run_orthanc, "Orthanc", "orthanc", check_called_title=True)
 
 
 @pytest.fixture(scope="session")
@@ -93,34 +105,8 @@ def pynetdicom_scp_ipv6(ipv6: str) -> Iterator[Peer]:
 
 
 @pytest.fixture(scope="session")
-def storescp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    with run_storescp(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp")) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="session")
 def storescp_ipv6(ipv6: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
     with run_storescp_inetd(require("storescp", "dcmtk"), tmp_path_factory.mktemp("storescp_ipv6"), ipv6) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="session")
-def dcmqrscp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    with run_dcmqrscp(require("dcmqrscp", "dcmtk"), tmp_path_factory.mktemp("dcmqrscp")) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="session")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    folder = tmp_path_factory.mktemp("orthanc")
-    with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=False) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="session")
-def orthanc_strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    folder = tmp_path_factory.mktemp("orthanc_strict")
-    with run_orthanc(require("Orthanc", "orthanc"), folder, check_called_title=True) as peer:
         yield peer
 
 
