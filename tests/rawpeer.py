@@ -309,19 +309,20 @@ def split_items(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[4 + length :]
 
 
-def decode_context(data: bytes) -> ProposedContext:
-    items = list(split_items(data[4:]))
-    [abstract] = (value.decode("ascii") for kind, value in items if kind == 0x30)
-    return ProposedContext(data[0], abstract, tuple(value.decode("ascii") for kind, value in items if kind == 0x40))
+def texts(data: bytes, kind: int) -> tuple[str, ...]:
+    """The texts of the items of a type."""
+    return tuple(value.decode("ascii") for each, value in split_items(data) if each == kind)
 
 
 def decode_associate_rq(body: bytes) -> AssociateRequest:
     version, called, calling = struct.unpack_from(">H2x16s16s", body)
-    items = list(split_items(body[68:]))
-    [application] = (value.decode("ascii") for kind, value in items if kind == 0x10)
-    [user] = (dict(split_items(value)) for kind, value in items if kind == 0x50)
-    contexts = tuple(decode_context(value) for kind, value in items if kind == 0x20)
-    return AssociateRequest(version, called, calling, application, contexts, user)
+    [application], contexts = texts(body[68:], 0x10), []
+    for kind, value in split_items(body[68:]):
+        if kind == 0x20:
+            [abstract] = texts(value[4:], 0x30)
+            contexts.append(ProposedContext(value[0], abstract, texts(value[4:], 0x40)))
+    [user] = (dict(split_items(value)) for kind, value in split_items(body[68:]) if kind == 0x50)
+    return AssociateRequest(version, called, calling, application, tuple(contexts), user)
 
 
 def decode_pdvs(body: bytes) -> list[Pdv]:
@@ -563,14 +564,12 @@ class Serve:
 
 def accept_proposal(conversation: Conversation) -> bytes:
     """Accept Verification with the first transfer syntax proposed for it, and nothing else."""
-    return associate_ac(
-        [
-            (context.id, 0 if context.abstract_syntax == VERIFICATION else 3, context.transfer_syntaxes[0])
-            for context in conversation.request.contexts
-        ],
-        called_field=conversation.request.called_field,
-        calling_field=conversation.request.calling_field,
-    )
+    request = conversation.request
+    results = [
+        (context.id, 0 if context.abstract_syntax == VERIFICATION else 3, context.transfer_syntaxes[0])
+        for context in request.contexts
+    ]
+    return associate_ac(results, called_field=request.called_field, calling_field=request.calling_field)
 
 
 def answer_echo(conversation: Conversation) -> bytes:
@@ -585,14 +584,11 @@ def script(
 
     A step is run as it is: a `Close()` in place of an answer closes where the answer is due.
     """
-    expected = (A_ASSOCIATE_RQ, accept), (P_DATA_TF, echo), (A_RELEASE_RQ, release)
-    return tuple(step for due, answer in expected for step in (Expect(due), answer_step(answer)))
-
-
-def answer_step(answer: Answer) -> Step:
-    if answer is None:
-        return Silence()
-    return Send(answer) if isinstance(answer, bytes) or callable(answer) else answer
+    steps: list[Step] = []
+    for due, answer in (A_ASSOCIATE_RQ, accept), (P_DATA_TF, echo), (A_RELEASE_RQ, release):
+        said = Send(answer) if isinstance(answer, bytes) or callable(answer) else answer
+        steps += [Expect(due), said or Silence()]
+    return tuple(steps)
 
 
 GOOD_SCRIPT: Script = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Serve())
