@@ -145,10 +145,3 @@ def tls_files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -
 def tls_scp(authority: trustme.CA) -> Iterator[Peer]:
     with run_pynetdicom(ssl_context=server_context(authority)) as peer:
         yield peer
-
-
-@pytest.fixture(scope="session")
-def mutual_tls_scp(authority: trustme.CA) -> Iterator[Peer]:
-    """pynetdicom over TLS, which wants a client certificate of the same authority."""
-    with run_pynetdicom(ssl_context=server_context(authority, require_client_certificate=True)) as peer:
-        yield peer

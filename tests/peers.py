@@ -315,13 +315,10 @@ class BoundedContext(ssl.SSLContext):
         return super().wrap_socket(sock, *args, **kwargs)
 
 
-def server_context(authority: trustme.CA, *, require_client_certificate: bool = False) -> ssl.SSLContext:
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
     """A TLS server's context, its certificate good for localhost, 127.0.0.1 and ::1."""
     context = BoundedContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
-    if require_client_certificate:
-        authority.configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 

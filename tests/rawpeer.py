@@ -496,14 +496,13 @@ class Send:
 
 @dataclass(frozen=True)
 class Drip:
-    """Send one byte at a time, for ever if `endless`: what beats a time-out for each receive."""
+    """Send one byte at a time, over and over: what beats a time-out for each receive."""
 
     data: bytes
     delay: float = 0.05
-    endless: bool = False
 
     def run(self, link: Link) -> None:
-        for byte in itertools.cycle(self.data) if self.endless else self.data:
+        for byte in itertools.cycle(self.data):
             link.send(bytes([byte]))
             link.pause(self.delay)
 

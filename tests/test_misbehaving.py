@@ -72,10 +72,6 @@ def command(**changes: object) -> Where:
     return answering(rawpeer.command_pdu(rawpeer.echo_rsp_command(**changes)))  # type: ignore[arg-type]
 
 
-def endless(data: bytes, delay: float = 0.05) -> Drip:
-    return Drip(data, delay, endless=True)
-
-
 # --- Each failure ----------------------------------------------------------------------------------------------------
 
 CLOSED, RESET, CUT_OFF = "closed by the peer without an answer", "reset by the peer", "the answer was cut off"
@@ -85,8 +81,8 @@ NO_TLS, ENDED_TLS = "the peer does not speak TLS", "closed during the handshake"
 
 EMPTY_FRAGMENT = p_data([(1, COMMAND, b"")])
 # Types and lengths that may be due, so that the peer is never caught in nonsense: as slow as it is right.
-ENDLESS_ACCEPT = endless(rawpeer.pdu(2, GOOD_ACCEPT[6:] + bytes(60000)))
-ENDLESS_ANSWER = endless(p_data([(1, COMMAND, bytes(60000))]))
+ENDLESS_ACCEPT = Drip(rawpeer.pdu(2, GOOD_ACCEPT[6:] + bytes(60000)))
+ENDLESS_ANSWER = Drip(p_data([(1, COMMAND, bytes(60000))]))
 UNASKED_RELEASE = (Expect(A_ASSOCIATE_RQ), Send(GOOD_ACCEPT), Expect(P_DATA_TF), Send(rawpeer.release_rq()))
 TLS_RECORD = b"\x16\x03\x03\x40\x00" + bytes(0x4000)
 
@@ -106,7 +102,7 @@ ROWS: dict[str, tuple[Where, str, Phase, str, object]] = {
         of(*UNASKED_RELEASE), "lost", answer, "the peer released the association without an answer", {}),
     "silent while connecting": (rawpeer.full_listener, "timeout", connect, SILENT, late),
     "silent in TLS": (rawpeer.silent_listener, "timeout", tls, SILENT, late),
-    "drips in TLS": (of(endless(TLS_RECORD)), "timeout", tls, SILENT, late),
+    "drips in TLS": (of(Drip(TLS_RECORD)), "timeout", tls, SILENT, late),
     "silent while associating": (rawpeer.silent_listener, "timeout", associate, SILENT, late),
     "stops in the header": (of(Send(b"\2")), "timeout", associate, SILENT, late),
     "stops in the acceptance": (of(Send(GOOD_ACCEPT[:-1])), "timeout", associate, SILENT, late),
@@ -114,8 +110,8 @@ ROWS: dict[str, tuple[Where, str, Phase, str, object]] = {
     "silent while echoing": (answering(None), "timeout", answer, SILENT, late),
     "stops in the answer": (answering(GOOD_ECHO[:-1]), "timeout", answer, SILENT, late),
     "drips an answer": (answering(ENDLESS_ANSWER), "timeout", answer, SILENT, late),
-    "drips empty fragments": (answering(endless(EMPTY_FRAGMENT, 0.002)), "timeout", answer, SILENT, late),
-    "floods with empty fragments": (answering(endless(EMPTY_FRAGMENT, 0)), "timeout", answer, SILENT, late),
+    "drips empty fragments": (answering(Drip(EMPTY_FRAGMENT, 0.002)), "timeout", answer, SILENT, late),
+    "floods with empty fragments": (answering(Drip(EMPTY_FRAGMENT, 0)), "timeout", answer, SILENT, late),
     "rejects": (
         accepting(rawpeer.associate_rj(1, 1, 7)), "rejected", associate, "called AE title not recognized",
         {"result": 1, "source": 1, "reason": 7}),
@@ -161,7 +157,7 @@ ROWS: dict[str, tuple[Where, str, Phase, str, object]] = {
         for size, some in ((1, 8), (1000, 8), (16000, 8), (33000, 1))
     },
     "floods with empty PDUs": (
-        answering(endless(p_data([]), 0)), "protocol", answer, "malformed P-DATA-TF: it contains no value", {}),
+        answering(Drip(p_data([]), 0)), "protocol", answer, "malformed P-DATA-TF: it contains no value", {}),
     "does not speak TLS but DICOM": (of(ReceiveSome(), Send(GOOD_ACCEPT)), "tls", tls, NO_TLS, {}),
     "does not speak TLS but HTTP": (of(ReceiveSome(), Send(b"HTTP/1.1 400 Bad\r\n\r\n")), "tls", tls, NO_TLS, {}),
     "does not speak TLS but aborts": (of(ReceiveSome(), Send(rawpeer.abort())), "tls", tls, NO_TLS, {}),
@@ -242,8 +238,8 @@ NO_RELEASE = "timed out: no answer within 1 s"
 RELEASES: dict[str, tuple[Answer, str]] = {
     "silent": (None, NO_RELEASE),
     "stops": (GOOD_RELEASE[:-1], NO_RELEASE),
-    "drips": (endless(p_data([(1, 1, bytes(9999))])), NO_RELEASE),
-    "floods with data": (endless(p_data([(1, 1, b"x")]), 0), NO_RELEASE),
+    "drips": (Drip(p_data([(1, 1, bytes(9999))])), NO_RELEASE),
+    "floods with data": (Drip(p_data([(1, 1, b"x")]), 0), NO_RELEASE),
     "closes": (Close(), f"connection lost: {CLOSED}"),
     "resets": (Reset(), f"connection lost: {RESET}"),
     "aborts": (rawpeer.abort(0, 0), "aborted: no reason given"),

@@ -100,7 +100,7 @@ def test_fragments_are_understood(size: int, echoscu: str) -> None:
 def test_a_stream_in_single_bytes_is_understood(echoscu: str) -> None:
     slow = rawpeer.script(
         accept=rawpeer.Send(rawpeer.accept_proposal, chunk=1, delay=0.0005),
-        echo=rawpeer.Drip(rawpeer.GOOD_ECHO, delay=0.0005),
+        echo=rawpeer.Send(rawpeer.GOOD_ECHO, chunk=1, delay=0.0005),
     )
     with RawPeer(slow) as peer:
         assert run_echoscu(echoscu, peer.endpoint).returncode == 0
