@@ -210,6 +210,8 @@ class EchoError(Exception, metaclass=_OwnNames):
         The step in which it happened; None before the first.
     hint : str
         What may be the cause and what to do; may be empty.
+    title : str
+        The kind in words, as in ``Timed out``.
     detail : str
         The facts in the standard's terms, as text; may be empty.
     facts : dict
@@ -218,6 +220,10 @@ class EchoError(Exception, metaclass=_OwnNames):
 
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    facts: dict[str, Any]
+
+    def __init_subclass__(cls, kind: str = "", title: str = "") -> None:
+        cls.kind, cls.title = kind or cls.kind, title or cls.title
 
     def __init__(self, message: str, *, case: str = "", hint: str = "", detail: str = "", **facts: object) -> None:
         super().__init__(message)
@@ -229,20 +235,15 @@ class EchoError(Exception, metaclass=_OwnNames):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild copies and pickles from the facts: ``errno``, for example, is not in ``__dict__``."""
-        facts: dict[str, Any] = self.facts
-        again = functools.partial(
-            type(self), self.message, case=self._case, hint=self.hint, detail=self.detail, **facts
-        )
-        return again, (), {"phase": self.phase}
+        told = {"case": self._case, "hint": self.hint, "detail": self.detail, **self.facts}
+        return functools.partial(type(self), self.message, **told), (), {"phase": self.phase}
 
 
-class AddressError(EchoError, ValueError):
+class AddressError(EchoError, ValueError, kind="address", title="Wrong address"):
     """The caller's address, AE title or message ID is wrong; nothing was sent."""
 
-    kind, title = "address", "Wrong address"
 
-
-class Unreachable(EchoError, ConnectionError):
+class Unreachable(EchoError, ConnectionError, kind="unreachable", title="Unreachable"):
     """The name does not resolve, the connection is refused, or there is no route to the host.
 
     Attributes
@@ -251,22 +252,16 @@ class Unreachable(EchoError, ConnectionError):
         The system's error number, if there is one.
     """
 
-    kind, title = "unreachable", "Unreachable"
 
-
-class ConnectionLost(EchoError, ConnectionError):
+class ConnectionLost(EchoError, ConnectionError, kind="lost", title="Connection lost"):
     """The peer closed or reset the connection without an answer."""
 
-    kind, title = "lost", "Connection lost"
 
-
-class TLSFailed(EchoError, ConnectionError):
+class TLSFailed(EchoError, ConnectionError, kind="tls", title="TLS failed"):
     """The TLS handshake failed, or a certificate was refused."""
 
-    kind, title = "tls", "TLS failed"
 
-
-class TimedOut(EchoError, ConnectionError, TimeoutError):
+class TimedOut(EchoError, ConnectionError, TimeoutError, kind="timeout", title="Timed out"):
     """The time limit expired, in any phase.
 
     Attributes
@@ -275,11 +270,10 @@ class TimedOut(EchoError, ConnectionError, TimeoutError):
         The time limit, in seconds.
     """
 
-    kind, title = "timeout", "Timed out"
     timeout: float
 
 
-class Rejected(EchoError, ValueError):
+class Rejected(EchoError, ValueError, kind="rejected", title="Rejected"):
     """The peer rejected the association: A-ASSOCIATE-RJ (PS3.8 9.3.4).
 
     Attributes
@@ -288,13 +282,12 @@ class Rejected(EchoError, ValueError):
         As received; PS3.8 Table 9-21 has their meanings.
     """
 
-    kind, title = "rejected", "Rejected"
     result: int
     source: int
     reason: int
 
 
-class NotSupported(EchoError, ConnectionError):
+class NotSupported(EchoError, ConnectionError, kind="not-supported", title="Not supported"):
     """The association was accepted, but Verification was not.
 
     Attributes
@@ -303,11 +296,10 @@ class NotSupported(EchoError, ConnectionError):
         The result of the presentation context, as received; PS3.8 Table 9-18 has its meaning.
     """
 
-    kind, title = "not-supported", "Not supported"
     result: int
 
 
-class Aborted(EchoError, ConnectionError):
+class Aborted(EchoError, ConnectionError, kind="aborted", title="Aborted"):
     """The peer aborted the association: A-ABORT (PS3.8 9.3.8).
 
     Attributes
@@ -316,168 +308,107 @@ class Aborted(EchoError, ConnectionError):
         As received; PS3.8 Table 9-26 has their meanings.
     """
 
-    kind, title = "aborted", "Aborted"
     source: int
     reason: int
 
 
-class ProtocolError(EchoError, ConnectionError):
+class ProtocolError(EchoError, ConnectionError, kind="protocol", title="Protocol error"):
     """The peer sent something other than the expected DICOM (PS3.8 9.3, PS3.7 9.3.5), or no DICOM at all."""
 
-    kind, title = "protocol", "Protocol error"
 
-
-_NO_ROOM = (
-    "the peer has no free association: try again later (if it stays, connections that were never closed may use them "
-    "up, and the peer may need a restart)"
-)
-_REFUSED = "the peer accepts the AE titles but refuses Verification; its configuration may not list it for us"
-
-# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase. With TLS,
-# the entries of a kind "over TLS" are looked up first.
+# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase; "" is any.
 _HINTS: dict[tuple[str, str], str] = {
     ("unreachable", "name not resolved"): "check the spelling and the name server, or use the IP address",
     ("unreachable", "other family"): "leave out -4, -6 and --source, or give another address",
     ("unreachable", "connection refused"): "nothing listens on this port, or a firewall resets the connection; usual "
     "DICOM ports: 104, 11112, 4242, 2762 (TLS)",
     ("unreachable", "link-local"): "a link-local address needs the interface to use: [fe80::1%eth0]",
-    ("unreachable", "this host"): "the problem is on this host, not at the peer: check this host's limits, permissions "
-    "and network settings",
+    ("unreachable", "this host"): "the problem is on this host: check its limits, permissions and network settings",
     ("unreachable", "connect"): "check the address, the network and the firewalls in between",
     ("lost", "associate"): "possible causes: a port that speaks TLS only (try --tls), a peer that admits only known "
     "addresses or AE titles, or a load balancer with no server behind it",
-    ("lost over TLS", "associate"): "the peer hung up after the TLS handshake: it may want a client certificate "
+    ("lost", "associate over TLS"): "the peer hung up after the TLS handshake: it may want a client certificate "
     "(--cert, --key), admit only known addresses or AE titles, or not speak DICOM; its log may say why",
     ("lost", "echo"): "the peer accepted the association and then dropped it: its log may say why",
     ("timeout", "resolve"): "the name server does not answer: try the IP address of the host",
     ("timeout", "connect"): "the host may be down, the address wrong, or a firewall may drop packets (a closed port "
     "usually refuses at once)",
-    ("timeout", "tls"): "the port is open but does not answer the TLS handshake: it may not speak TLS (try without "
-    "--tls), or the peer hangs",
+    ("timeout", "tls"): "the port may not speak TLS (try without --tls), or the peer hangs",
     ("timeout", "associate"): "the port is open but nothing answers: the peer may hang or be overloaded, be looking "
     "this host up in DNS, or wait for TLS (try --tls); it may not be a DICOM port, or a firewall holds the data back",
-    ("timeout over TLS", "associate"): "TLS is up but nothing answers: the peer may hang or be overloaded, be looking "
-    "this host up in DNS, or not speak DICOM",
-    ("timeout", "echo"): "the peer accepted the association but does not answer the echo: it may hang or be "
-    "overloaded, or a firewall holds the data back",
+    ("timeout", "associate over TLS"): "the peer may hang, be looking this host up in DNS, or not speak DICOM",
+    ("timeout", "echo"): "the peer may hang or be overloaded, or a firewall holds the data back",
     ("timeout", "cut off"): "the answer was cut off",
     ("timeout", "suspended"): "the problem is not at the peer: this host was suspended or overloaded",
     # the peer's certificate
-    ("tls", "certificate not trusted"): "pass the issuing CA with --cacert FILE, or have the peer send its "
-    "intermediate certificates; use -k only for diagnosis",
-    ("tls", "the certificate is self-signed"): "if it is the peer's own, pass it with --cacert FILE; use -k only for "
-    "diagnosis",
-    ("tls", "a certificate has expired"): "renew the peer's certificate or its CA's, or compare the clocks of both "
-    "hosts; use -k only for diagnosis",
+    ("tls", "certificate not trusted"): "pass the issuing CA, or the peer's own certificate if it is self-signed, with "
+    "--cacert FILE, or have the peer send its intermediate certificates; use -k only for diagnosis",
+    ("tls", "a certificate has expired"): "renew it, or compare the clocks of both hosts; use -k only for diagnosis",
     ("tls", "a certificate is not valid yet"): "compare the clocks of both hosts",
-    ("tls", "a certificate has been revoked"): "have a new certificate issued for the peer",
-    ("tls", "revocation cannot be checked"): "the SSLContext checks CRLs: load an up-to-date one for each CA",
-    ("tls", "the certificate is for another name"): "check the address; if it is right, pass a name that is in the "
-    "certificate with --server-name",
-    ("tls", "the certificate is for another address"): "check the address; if it is right, pass a name that is in the "
-    "certificate with --server-name",
-    ("tls", "a certificate's key is too weak"): "have the certificate reissued, with an RSA key of at least 2048 "
-    "bits; --cacert does not help",
-    ("tls", "a certificate's signature is too weak"): "it was signed with MD5 or SHA-1: have the certificate "
-    "reissued, with SHA-256; --cacert does not help",
-    ("tls", "a certificate's signature is wrong"): "the certificate may be damaged, or --cacert holds another CA "
-    "of the same name",
-    ("tls", "the certificate is for another purpose"): "it does not allow server authentication (extended key usage "
-    "serverAuth): have the certificate reissued; --cacert does not help",
-    ("tls", "a CA certificate may not issue certificates"): "its basic constraints, key usage or path length do not "
-    "allow it: have the CA certificate reissued; --cacert does not help unless it holds another CA",
-    ("tls", "a certificate breaks the name constraints of its CA"): "have the certificate reissued, for a name that "
-    "its CA may issue for; --cacert does not help",
-    ("tls", "a certificate breaks RFC 5280"): "have the certificate reissued, or use an SSLContext without "
-    "ssl.VERIFY_X509_STRICT (the default from Python 3.13 on)",
-    ("tls", "certificate not accepted"): "the certificate itself may be at fault; use -k only for diagnosis",
-    ("tls", "a certificate is malformed"): "have the certificate reissued; use -k only for diagnosis",
+    ("tls", "the certificate is for another name"): "check the address, or pass a name that it has with --server-name",
+    ("tls", "a certificate is too weak"): "have it reissued (RSA of 2048 bits, SHA-256); --cacert does not help",
+    ("tls", "the certificate is for another purpose"): "have it reissued for serverAuth; --cacert does not help",
+    ("tls", "a CA may not issue this certificate"): "the CA's basic constraints, key usage, path length or name "
+    "constraints do not allow it: have one of the two reissued; --cacert does not help unless it holds another CA",
+    ("tls", "a certificate breaks RFC 5280"): "have it reissued, or clear the SSLContext's VERIFY_X509_STRICT",
+    ("tls", "certificate not accepted"): "the certificate itself may be at fault, or --cacert holds another CA "
+    "of the same name; use -k only for diagnosis",
     # our certificate
     ("tls", "the peer wants a client certificate"): "present a client certificate: --cert FILE --key FILE",
-    ("tls", "the peer does not accept our certificate"): "it may not trust the CA that issued it, or the certificate "
-    "may have expired, or be for another purpose than client authentication",
+    ("tls", "our certificate"): "the peer may not trust the CA that issued it (put the intermediate certificates "
+    "behind ours in --cert FILE), or it may have expired, or be for another purpose than client authentication",
     ("tls", "client certificate missing or not accepted"): "if the SSLContext has no certificate loaded, load one; "
     "otherwise the peer may not trust its CA, or it has expired or is for another purpose than client authentication",
-    ("tls", "the peer does not trust our certificate"): "have the peer trust the CA that issued it, or put the "
-    "intermediate certificates behind ours in --cert FILE",
-    ("tls", "the peer says our certificate has expired"): "renew our certificate (--cert), or compare the clocks of "
-    "both hosts",
-    ("tls", "the peer says our certificate has been revoked"): "have a new client certificate issued (--cert, --key)",
-    ("tls", "the peer does not support our certificate"): "its kind of key, signature or purpose does not suit the "
-    "peer: RSA with SHA-256 for client authentication is the most widely supported",
-    ("tls", "the peer denied access"): "the certificate is valid, but its holder may not be admitted: have it "
-    "registered with the peer",
+    ("tls", "the peer denied access"): "the holder of our certificate may have to be registered with the peer",
     # the handshake
-    ("tls", "the peer refused the handshake"): "the two sides may have no cipher in common (--ciphers AES128-SHA "
-    "reaches peers of the retired AES profile), or the peer may want a client certificate, or another one (--cert, "
-    "--key)",
+    ("tls", "the peer refused the handshake"): "the two sides may have no common cipher (--ciphers AES128-SHA reaches "
+    "peers of the retired AES profile), or the peer may want a client certificate, or another (--cert, --key)",
     ("tls", "no common TLS version"): "the peer must speak TLS 1.2 or later (PS3.15 B.12), and allow it",
-    ("tls", "no common cipher"): "no cipher of ours suits the peer: see --ciphers",
-    ("tls", "the peer finds our ciphers too weak"): "propose stronger ones with --ciphers, or leave --ciphers out",
-    ("tls", "the peer's key exchange is too weak"): "have the peer use a Diffie-Hellman group of at least 2048 "
-    "bits, or ECDHE; until then, try --ciphers ECDHE+AESGCM",
-    ("tls", "no common signature algorithm"): "the peer may be limited to SHA-1, which is retired: have it updated, or "
-    "try --ciphers DEFAULT@SECLEVEL=0 for diagnosis",
-    ("tls", "the peer lacks secure renegotiation"): "the peer's TLS is older than RFC 5746 (2010): have it updated",
-    ("tls", "the peer does not know this server name"): "the peer chooses its certificate by name: pass one that it "
-    "knows with --server-name (to an IP address, none is sent)",
-    ("tls", "the peer expects another protocol"): "the port may not be a DICOM port",
+    ("tls", "no common cipher"): "no cipher of ours suits the peer, or is strong enough for it: see --ciphers",
+    ("tls", "the peer's TLS is too weak"): "have it updated, or try --ciphers DEFAULT@SECLEVEL=0 for diagnosis",
+    ("tls", "the peer does not know this server name"): "pass one that it knows with --server-name",
     ("tls", "the peer ended the handshake"): "the peer gives no useful reason: its log may say more",
-    ("tls", "the peer had an internal error"): "the fault is the peer's: its log may say more",
-    ("tls", "the handshake was not understood"): "one side's TLS, or a firewall or proxy on the way, may be at fault: "
-    "the peer's log may say more",
     ("tls", "the peer does not speak TLS"): "the port does not speak TLS: drop --tls",
     ("tls", "closed during the handshake"): "the port may not speak TLS (try without --tls), or the peer admits only "
     "known addresses, or names (--server-name)",
-    ("tls", "handshake failed"): "see what OpenSSL says above, and the peer's log",
+    ("tls", "handshake failed"): "see what OpenSSL says above, and the peer's log; a firewall or proxy may be at fault",
     # the association
-    ("rejected", "no reason given"): "the peer gives no reason; often it does not know an AE title or this "
-    "host, {local}",
-    ("rejected", "application context name not supported"): "the peer may not be a DICOM application, or a very old "
-    "one; its log may say more",
+    ("rejected", ""): "often the peer does not know an AE title or this host, {local}; its log may say more",
     ("rejected", "calling AE title not recognized"): 'the peer may not know "{calling}" from {local}: have it '
     "registered there, or call as a registered title with -aet, as the modality does",
     ("rejected", "called AE title not recognized"): 'check the called AE title "{called}" (upper and lower case may '
     "count); some peers answer the same when they do not admit the calling AE title \"{calling}\" (-aet) or this host, "
     "{local}",
-    ("rejected", "protocol version not supported"): "the peer may speak an older or a private protocol; its log may "
-    "say more",
-    ("rejected", "temporary congestion"): _NO_ROOM,
-    ("rejected", "local limit exceeded"): _NO_ROOM,
-    ("rejected", "no reason given with identity"): "the peer may not accept this user identity, or may not "
-    "know an AE title or this host, {local}; try without the identity",
-    ("not-supported", "user rejection"): _REFUSED,
-    ("not-supported", "no reason"): _REFUSED,
+    **dict.fromkeys(
+        (("rejected", "temporary congestion"), ("rejected", "local limit exceeded")),
+        "the peer has no free association: try again later (if it stays, connections that were never closed may use "
+        "them up, and the peer may need a restart)",
+    ),
+    ("rejected", "with identity"): "the peer may not accept this user identity, an AE title or this host, {local}",
+    ("not-supported", ""): "the peer accepts the AE titles but refuses Verification, which it may not list for us",
     ("not-supported", "abstract syntax not supported"): "the peer accepts the AE titles but does not offer the "
     "Verification SOP class; another AE title of the same host may",
-    ("not-supported", "transfer syntaxes not supported"): "the peer offers Verification, but with none of the transfer "
-    "syntaxes proposed: see --transfer-syntax",
+    ("not-supported", "transfer syntaxes not supported"): "the peer wants another one: see --transfer-syntax",
     ("aborted", "no reason given"): "some peers abort instead of rejecting: check both AE titles, and whether the peer "
     "admits this host, {local}",
-    ("aborted", "associate"): "the peer did not understand the request or did not want it: its log may say why",
-    ("aborted", "echo"): "the peer accepted the association and then aborted it: its log may say why",
+    ("aborted", ""): "the peer did not understand the request or did not want it: its log may say why",
     ("protocol", "TLS"): "the port speaks TLS: try --tls",
     ("protocol", "not DICOM"): "this is not a DICOM port",
-    ("protocol", "associate"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
-    ("protocol", "echo"): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
-    ("status", "SOP class not supported"): "the peer accepted Verification and then refused it: its log may say why",
-    ("status", "not authorized"): 'the peer may not admit the calling AE title "{calling}" (-aet), '
-    "this host, or this user",
-    ("status", "resource limitation"): "the peer is out of resources: try again later, and look at its log",
-    ("status", "echo"): "the peer answered and reports a failure of its own: its log may say why",
+    ("protocol", ""): "the peer's DICOM is faulty, or its answer was changed on the way; -d shows its bytes",
+    ("status", "not authorized"): 'the peer may not admit the calling AE title "{calling}" (-aet) or this host',
+    ("status", ""): "the peer answered and reports a failure of its own: its log may say why",
 }  # fmt: skip
 
 
-def _hint(kind: str, *cases: str, tls: bool = False) -> str:
+def _hint(kind: str, *cases: Any) -> str:
     """The hint for the first of the cases that has one."""
-    kinds = (f"{kind} over TLS", kind) if tls else (kind,)
-    return next((_HINTS[each, case] for case in cases for each in kinds if (each, case) in _HINTS), "")
+    return next((_HINTS[kind, case] for case in (*cases, "") if (kind, case) in _HINTS), "")
 
 
 # -- 3. address --------------------------------------------------------------------------------------------------------
 
 _FORM = "[AE-TITLE@]HOST[:PORT]"
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
@@ -541,13 +472,11 @@ def parse_address(text: str) -> Address:
 
 def _split_port(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket:
-            raise AddressError(f'the bracket in "{text}" is not closed')
-        if rest and not rest.startswith(":"):
-            raise AddressError(f'":PORT" must follow the bracket, not "{rest}"')
-        return host, rest[1:] if rest else None
-    if _is_ipv6(text):
+        parts = re.fullmatch(r"\[([^]]*)\](?::(.*))?", text, re.DOTALL)
+        if not parts:
+            raise AddressError(f'"{text}" is not [HOST] or [HOST]:PORT')
+        return parts[1], parts[2]
+    if _ip_version(text) == 6:
         return text, None
     if text.count(":") > 1:
         raise AddressError(f'"{text}" has several colons but is not an IPv6 address (with a port, write [IPv6]:PORT)')
@@ -555,30 +484,19 @@ def _split_port(text: str) -> tuple[str, str | None]:
     return host, port if colon else None
 
 
-def _is_ip(host: str, family: int) -> bool:
-    try:
-        socket.inet_pton(family, host)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _is_literal(host: str) -> bool:
-    return _is_ipv6(host) or _is_ip(host, socket.AF_INET)
-
-
-def _is_ipv6(host: str) -> bool:
+def _ip_version(host: str) -> int:
+    """4 or 6 for an IP address, which may have a zone if it is an IPv6 one; 0 for anything else."""
     address, percent, zone = host.partition("%")
-    return _is_ip(address, socket.AF_INET6) and (not percent or bool(_ZONE.fullmatch(zone)))
+    for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, address)
+            return version if not percent or (version == 6 and _ZONE.fullmatch(zone)) else 0
+    return 0
 
 
 def _check_port(text: str) -> int:
-    if not text:
-        raise AddressError("the port after the colon is missing")
-    if not re.fullmatch(r"[0-9]+", text):
-        raise AddressError(f'the port "{text}" is not a number')
-    if len(text) > 5 or not 1 <= int(text) <= 65535:
-        raise AddressError(f"the port {text} is not in the range 1-65535")
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise AddressError(f"the port {text} is not in the range 1-65535" if text else "the port is missing")
     return int(text)
 
 
@@ -586,22 +504,16 @@ def _check_host(host: str) -> str:
     """Check a DNS name against RFC 1035 2.3.4 and RFC 1123 2.1, with the underscore that many networks use."""
     if not host:
         raise AddressError("the host is missing")
-    if host.isdecimal():
-        raise AddressError(f'"{host}" is not a host; write HOST:{host} as one argument')
-    if _is_ipv6(host):
+    if _ip_version(host):
         return host
-    if re.fullmatch(r"[0-9.]+", host):
-        if _is_ip(host, socket.AF_INET):
-            return host
-        raise AddressError(f'"{host}" is not an IPv4 address')
-    name, _, port = host.partition(" ")
-    if port.isdecimal() and name:
-        raise AddressError(f'"{host}" is not a host; write {name}:{port}')
-    labels = _ascii_name(host).removesuffix(".").split(".")
-    if not all(map(_LABEL.fullmatch, labels)):
-        raise AddressError(f'"{_printable(host)}" is not a host name')
-    if sum(map(len, labels)) + len(labels) > 254 or max(map(len, labels)) > 63:
-        raise AddressError(f'the host name "{host}" is too long (63 characters between dots, 253 in all)')
+    name, _, port = host.rpartition(" ")
+    if port.isdecimal():
+        raise AddressError(f'"{host}" is not a host; write {name or "HOST"}:{port} as one argument')
+    ascii_name = _ascii_name(host).removesuffix(".")
+    is_name = all(map(_LABEL.fullmatch, ascii_name.split("."))) and len(ascii_name) <= 253
+    is_number = re.fullmatch(r"[0-9.]+", host)  # the system reads 10.1 as 10.0.0.1
+    if not is_name or is_number:
+        raise AddressError(f'"{_printable(host)}" is not {"an IPv4 address" if is_number else "a host name"}')
     return host
 
 
@@ -666,19 +578,17 @@ class Identity:
         saml: bytes | str | None = None,
         jwt: bytes | str | None = None,
     ) -> None:
-        given = {1: user, 3: kerberos, 4: saml, 5: jwt}
-        kinds = [kind for kind, value in given.items() if value is not None]
-        if len(kinds) != 1 or (password is not None and user is None):
+        kinds = ((1, user), (3, kerberos), (4, saml), (5, jwt))
+        given = [(kind, value) for kind, value in kinds if value is not None]
+        if len(given) != 1 or (password is not None and user is None):
             raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
-        if not isinstance(given[kinds[0]], (str, bytes, bytearray)) or not isinstance(password, (str, type(None))):
+        [(kind, primary)], secondary = given, "" if password is None else password
+        if not isinstance(primary, (str, bytes)) or not isinstance(secondary, str):
             raise TypeError("the parts of an identity must be str or bytes")
-        self._type = 2 if password is not None else kinds[0]
-        self._primary, self._secondary = (
-            value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
-            for value in (given[kinds[0]] or "", password or "")
-        )
-        empty = not self._primary or (self._type == 2 and not self._secondary)
-        if empty or len(self._primary) + len(self._secondary) > 65000:
+        self._type = kind if password is None else 2
+        self._primary = primary.encode(errors="surrogateescape") if isinstance(primary, str) else primary
+        self._secondary = secondary.encode(errors="surrogateescape")
+        if not primary or password == "" or len(self._primary) + len(self._secondary) > 65000:
             raise ValueError("an identity must not be empty, nor longer than 65,000 bytes")
 
     def __repr__(self) -> str:
@@ -726,31 +636,23 @@ class _Request:
         if self.called_ae_title == DEFAULT_CALLED_AE_TITLE and self.address.ae_title is not None:
             self.called_ae_title = self.address.ae_title
         vars(self).update(options)
-        for name, kinds, wanted in (
-            ("timeout", (int, float), "a number of seconds"),
-            ("family", int, "socket.AF_INET or socket.AF_INET6"),
-            ("source", (str, type(None)), "an IP address as text"),
-            ("server_hostname", (str, type(None)), "a host name as text"),
-            ("identity", (Identity, type(None)), "an Identity"),
-            ("max_pdu", int, "a number of bytes"),
+        number, text, names = (int, float), (str, type(None)), Sequence
+        families = (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
+        for name, kind, rule, fits in (
+            ("timeout", number, f"more than 0 and at most {_MAX_SECONDS:.0f} seconds", lambda n: 0 < n <= _MAX_SECONDS),
+            ("family", int, "0, socket.AF_INET or socket.AF_INET6", lambda n: n in families),
+            ("source", text, "an IP address as text", lambda _: True),
+            ("server_hostname", text, "a host name as text", lambda s: s is None or (s and s.isprintable())),
+            ("identity", (Identity, type(None)), "an Identity", lambda _: True),
+            ("max_pdu", int, "0 (unlimited) or in the range 16-4294967295", lambda n: n == 0 or 16 <= n < 1 << 32),
+            ("transfer_syntaxes", names, "a sequence of 1 to 100 names", lambda names: 0 < len(names) <= 100),
         ):
-            if not isinstance(getattr(self, name), kinds):
-                raise TypeError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
-        if isinstance(self.transfer_syntaxes, str) or not isinstance(self.transfer_syntaxes, Sequence):
-            raise TypeError(f"transfer_syntaxes must be a sequence of names, not {self.transfer_syntaxes!r}")
+            value: Any = getattr(self, name)
+            is_of_kind = isinstance(value, kind) and not (kind is names and isinstance(value, str))
+            if not is_of_kind or not fits(value):
+                raise (ValueError if is_of_kind else TypeError)(f"{name} must be {rule}, not {value!r}")
         if self.tls is not None and not hasattr(self.tls, "wrap_socket"):
             raise TypeError(f"tls must be an ssl.SSLContext, not {self.tls!r}")
-        expected, families = self.server_hostname, (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
-        for kept, rule in (
-            (0 < self.timeout <= _MAX_SECONDS, f"timeout must be more than 0 and at most {_MAX_SECONDS:.0f} seconds"),
-            (self.family in families, "family must be 0, socket.AF_INET or socket.AF_INET6"),
-            (expected is None or (expected != "" and expected.isprintable()), "server_hostname must be a host name"),
-            (self.max_pdu == 0 or 16 <= self.max_pdu < 1 << 32,
-             "max_pdu must be 0 (unlimited) or in the range 16-4294967295"),
-            (0 < len(self.transfer_syntaxes) <= 100, "transfer_syntaxes must be 1 to 100 names"),
-        ):  # fmt: skip
-            if not kept:
-                raise ValueError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
         self.transfer_syntaxes = tuple(map(_transfer_syntax, self.transfer_syntaxes))
         if self.source is not None:
             self.family = _family_of_source(self.source, self.family)
@@ -797,8 +699,8 @@ class Peer(NamedTuple):
     transfer_syntax : str or None
         The UID of the transfer syntax that it chose (PS3.8 9.3.3.2).
     user_identity : str or None
-        ``accepted`` where it confirmed the user identity presented to it, ``not stated`` where it did not (a peer that
-        does not know identities accepts in silence; PS3.7 D.3.3.7.2), None where none was presented.
+        ``accepted`` or ``not stated``, as a peer that does not know identities accepts in silence (PS3.7 D.3.3.7.2);
+        None where none was presented.
     """
 
     implementation_class_uid: str | None
@@ -929,7 +831,7 @@ class EchoResult(NamedTuple):
         """What may be the cause of a failure and what to do; may be empty."""
         if self.error or self.ok:
             return self.error.hint if self.error else ""
-        return _hint("status", self.status_text or "", "echo").format(calling=self.calling_ae_title)
+        return _hint("status", self.status_text or "").format(calling=self.calling_ae_title)
 
     @property
     def target(self) -> str:
@@ -944,13 +846,10 @@ class EchoResult(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The result as ``--format json`` prints it: made of numbers, texts, lists and dictionaries."""
         error: dict[str, Any] | None = None
-        if self.error or not self.ok:
-            message, detail = f"status {_hex(self.status or 0)}, {self.status_text}", ""
-            facts: dict[str, object] = {"status": self.status}
-            if self.error:
-                message, detail, facts = self.error.message, self.error.detail, self.error.facts
-            error = {"kind": self.kind, "phase": self.phase and str(self.phase), "message": message}
-            error.update(hint=self.hint, detail=detail, **facts)
+        if not self.ok:
+            why = self.error or EchoError(f"status {_hex(self.status or 0)}, {self.status_text}", status=self.status)
+            error = {"kind": self.kind, "phase": self.phase and str(self.phase), "message": why.message}
+            error.update(hint=self.hint, detail=why.detail, **why.facts)
         tls: dict[str, Any] | None = None
         if self.tls:
             expiry = _iso(self.tls.certificate_expiry)
@@ -1195,7 +1094,7 @@ class _Echo:
         self.wire = _Wire()  # until it has an association, and shares its wire
         self.timings: dict[Phase, float] = {}
         self.notes: list[str] = []
-        self.pdus: list[tuple[float, str, bytes]] = []  # to be logged once the phase is over
+        self.pdus: list[tuple[float, str, bytes]] = []  # to be logged once the phase is over, which it would prolong
         self.status: int | None = None
         self.error: EchoError | None = None
         self.peer: Peer | None = None
@@ -1207,14 +1106,10 @@ class _Echo:
         start, self.wire.ready_at = time.perf_counter(), None
         try:
             yield
-        except EchoError as error:
-            self._explain(error, phase)
-            raise
-        except TimeoutError as error:
-            late = self.expired()
-            late.detail = str(error)
-            self._explain(late, phase)
-            raise late from None
+        except (EchoError, TimeoutError) as error:
+            failure = error if isinstance(error, EchoError) else self.expired(detail=str(error))
+            self._explain(failure, phase)
+            raise failure from None
         finally:
             # The answer may have arrived before it was our turn.
             self.timings[phase] = (self.wire.ready_at or time.perf_counter()) - start
@@ -1224,20 +1119,17 @@ class _Echo:
     def _explain(self, error: EchoError, phase: Phase) -> None:
         error.phase = phase
         if not error.hint:
-            case = error._case
-            cases = (case, str(phase)) if not self.request.identity else (f"{case} with identity", case, str(phase))
-            error.hint = _hint(error.kind, *cases, tls=self.request.tls is not None).format(
-                called=self.request.called_ae_title,
-                calling=self.request.calling_ae_title,
-                local=(self.wire.local or "").rpartition(":")[0].strip("[]") or "this host",
-            )
+            asked, local = self.request, (self.wire.local or "").rpartition(":")[0].strip("[]") or "this host"
+            cases = error._case, asked.identity and "with identity", asked.tls and f"{phase} over TLS", str(phase)
+            hint = _hint(error.kind, *cases)
+            error.hint = hint.format(called=asked.called_ae_title, calling=asked.calling_ae_title, local=local)
 
-    def expired(self, case: str = "") -> TimedOut:
+    def expired(self, case: str = "", detail: str = "") -> TimedOut:
         message, self.wire.ready_at = _no_answer(self.seconds), None  # a part of an answer does not end the phase
         late = time.perf_counter() - self.until
         if late > 1.0:  # the loop looks at the clock in time, unless this process did not run
             message, case = f"{message}, but this process did not run for {late:.0f} s", "suspended"
-        return TimedOut(message, case=case, timeout=self.seconds)
+        return TimedOut(message, case=case, detail=detail, timeout=self.seconds)
 
     def fail(self, error: EchoError) -> None:
         """Keep an error as the outcome: its facts, and none of the frames and buffers that it came from."""
@@ -1270,19 +1162,6 @@ class _Association:
     def open(self, echo: _Echo) -> _Waiting[None]:
         """Connect, and request the association: A-ASSOCIATE (PS3.8 7.1)."""
         self._take_up(echo)
-        yield from self._connect(echo)
-        start = time.perf_counter()
-        _load_codec()
-        echo.until = self._wire.until = echo.until + time.perf_counter() - start  # time of our own: stop the clock
-        with echo.phase(Phase.associate):
-            accepted = yield from self._exchange(self._dialogue.associate(), echo)
-        self._peer = echo.peer = accepted.peer
-        echo.notes += accepted.notes
-        if self._request.identity and self._request.identity._type != 1 and not self._request.tls:
-            echo.notes.append("the secret of the user identity was sent without TLS")
-
-    def _connect(self, echo: _Echo) -> _Waiting[None]:
-        """Name look-up, TCP, TLS."""
         request, wire, host = self._request, self._wire, self._request.address.host
         with echo.phase(Phase.resolve):
             candidates = yield from wire.resolve(host, request.port, request.family)
@@ -1291,14 +1170,23 @@ class _Association:
         if request.tls:
             with echo.phase(Phase.tls):
                 yield from wire.start_tls(request.tls, request.server_hostname or host)
+        start = time.perf_counter()
+        _load_codec()
+        echo.until = wire.until = echo.until + time.perf_counter() - start  # time of our own: stop the clock
+        with echo.phase(Phase.associate):
+            accepted = yield from self._exchange(self._dialogue.associate(), echo)
+        self._peer = echo.peer = accepted.peer
+        echo.notes += accepted.notes
+        if request.identity and request.identity._type != 1 and not request.tls:
+            echo.notes.append("the secret of the user identity was sent without TLS")
 
     def resume(self, echo: _Echo) -> str:
         """Prepare for one more echo; return how the peer has ended the association meanwhile, or "" if it has not."""
         self._take_up(echo)
         try:
             self._dialogue.next_event()  # the end may have arrived with the last answer
-            while (data := self._wire.receive_at_once()) is not None:
-                self._dialogue.receive_data(data)
+            while not (received := self._wire.receive_at_once())[1]:
+                self._dialogue.receive_data(received[0])
                 self._dialogue.next_event()
         except EchoError as error:
             self._note_the_end(error)
@@ -1348,13 +1236,11 @@ class _Association:
 
     def _exchange(self, pdu: bytes, echo: _Echo) -> _Waiting[Any]:
         """Send a PDU and return what the peer answers."""
-        self._dialogue.trace = functools.partial(_trace, echo.pdus, "received")
+        self._dialogue.trace = lambda pdu: echo.pdus.append((time.time(), "received", pdu))
         try:
             yield from self._send(pdu, echo)
             while (event := self._dialogue.next_event()) is None:
                 self._dialogue.receive_data((yield from self._wire.receive()))
-        except TimedOut:
-            raise
         except TimeoutError:
             raise echo.expired("cut off" if self._dialogue.is_cut_off() else "") from None
         except EchoError as error:
@@ -1364,7 +1250,7 @@ class _Association:
 
     def _send(self, pdu: bytes, echo: _Echo) -> _Waiting[None]:
         self._last_words = _ABORT
-        _trace(echo.pdus, "sent", pdu)
+        echo.pdus.append((time.time(), "sent", pdu))
         yield from self._wire.send(pdu)
 
     def _note_the_end(self, error: EchoError) -> None:
@@ -1373,27 +1259,17 @@ class _Association:
             self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
 
 
-def _log() -> Any:
-    """The logger dicom_echo where it shows PDUs. Without logging imported nobody reads it, and a start is faster."""
-    logging: Any = sys.modules.get("logging")
-    log = logging and logging.getLogger("dicom_echo")
-    return log if log and log.isEnabledFor(logging.DEBUG) else None
-
-
-def _trace(pdus: list[tuple[float, str, bytes]], direction: str, pdu: bytes) -> None:
-    """Keep a PDU for the log, if that is on; formatting it now would add to the phase that is being timed."""
-    if _log() is not None:
-        pdus.append((time.time(), direction, _without_secret(pdu)))
-
-
 def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
-    """Log PDUs, decoded and as hex."""
-    if pdus and (log := _log()) is not None:
+    """Log PDUs, decoded and as hex. Without logging imported nobody reads it, and a start is faster."""
+    logging: Any = sys.modules.get("logging")
+    if logging and (log := logging.getLogger("dicom_echo")).isEnabledFor(logging.DEBUG):
         for at, direction, pdu in pdus:
+            shown = _without_secret(pdu)
             name, size = _PDU_NAMES.get(pdu[0], "not DICOM"), f"{len(pdu)} bytes"
             clock = datetime.fromtimestamp(at).isoformat(sep=" ", timespec="milliseconds")
             whom = f"{'to' if direction == 'sent' else 'from'} {target}"
-            log.debug("%s %s %s, %s, %s\n%s%s", clock, direction, name, size, whom, _describe_pdu(pdu), _hexdump(pdu))
+            words, dump = _describe_pdu(shown), _hexdump(shown)
+            log.debug("%s %s %s, %s, %s\n%s%s", clock, direction, name, size, whom, words, dump)
 
 
 # -- 7. wire -----------------------------------------------------------------------------------------------------------
@@ -1410,16 +1286,6 @@ class _Wait(NamedTuple):
 # A task that takes turns with others. It is sent the time at which its socket was ready, or None when `until` has come.
 # Whatever it yields other than a _Wait is an outcome.
 _Waiting = Generator[Any, Optional[float], _T]
-
-
-class _Candidate(NamedTuple):
-    """An address of a host, as `socket` has it."""
-
-    family: int
-    sockaddr: Any  # (host, port), for IPv6 followed by flow and scope
-
-    def __str__(self) -> str:
-        return _host_port(*self.sockaddr[:2])
 
 
 # Errors of this host, which say nothing about the peer.
@@ -1449,33 +1315,27 @@ class _Wire:
             raise TimeoutError
         self.ready_at = at
 
-    def resolve(self, host: str, port: int, family: int) -> _Waiting[list[_Candidate]]:
-        """All addresses of a host, in the order in which the system would try them."""
+    def resolve(self, host: str, port: int, family: int) -> _Waiting[list[tuple[int, Any]]]:
+        """All addresses of a host as `socket` has them, family first, in the order in which the system tries them."""
         try:
-            found = yield from self._look_up(host, port, family)
+            return [(each[0], each[4]) for each in (yield from self._look_up(host, port, family))]
         except TimeoutError:
             raise
         except Exception as error:  # any: an application's own resolver may raise anything
-            raise (yield from self._unresolved(host, port, family, error)) from None
-        return [_Candidate(each[0], each[4]) for each in found]
-
-    def _unresolved(self, host: str, port: int, family: int, error: Exception) -> _Waiting[Unreachable]:
-        facts: Any = {"detail": _reason(error), "errno": getattr(error, "errno", None)}
-        if family:
+            message, case, detail, others = "name not resolved", "", _reason(error), None
             with contextlib.suppress(Exception):
-                if (yield from self._look_up(host, port, 0)):
-                    version = "IPv6" if family == socket.AF_INET6 else "IPv4"
-                    message = f"the name has no {version} address"
-                    if _is_literal(host):
-                        message = "the address does not match -4, -6 or --source"
-                    return Unreachable(message, case="other family", **facts)
-        if isinstance(error, OSError) and error.errno in _THIS_HOST and not isinstance(error, socket.gaierror):
-            return Unreachable("name not resolved", case="this host", **facts)
-        if "%" in host:
-            message = f'this host has no network interface "{host.partition("%")[2]}"'
-            facts["detail"] = f"it has {', '.join(name for _, name in socket.if_nameindex())}"
-            return Unreachable(message, case="this host", **facts)
-        return Unreachable("name not resolved", **facts)
+                others = family and (yield from self._look_up(host, port, 0))
+            if isinstance(error, OSError) and error.errno in _THIS_HOST and not isinstance(error, socket.gaierror):
+                case = "this host"
+            elif others:
+                message, case = f"the name has no IPv{6 if family == socket.AF_INET6 else 4} address", "other family"
+                if _ip_version(host):
+                    message = "the address does not match -4, -6 or --source"
+            elif "%" in host:
+                message, case = f'this host has no network interface "{host.partition("%")[2]}"', "this host"
+                detail = f"it has {', '.join(name for _, name in socket.if_nameindex())}"
+            number = getattr(error, "errno", None)
+            raise Unreachable(message, case=case, detail=detail, errno=number) from None
 
     def _look_up(self, host: str, port: int, family: int) -> _Waiting[list[Any]]:
         """Run a name look-up, which can be neither polled nor cancelled, in a thread that is abandoned if it hangs.
@@ -1484,7 +1344,7 @@ class _Wire:
         """
         # Positional arguments, the name as text: an application may have replaced getaddrinfo by its own.
         look_up = functools.partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        if _is_literal(host):  # an IP address needs no name server
+        if _ip_version(host):  # an IP address needs no name server
             return look_up()
         while not _look_ups.acquire(blocking=False):
             if time.perf_counter() >= self.until:
@@ -1516,52 +1376,46 @@ class _Wire:
             raise outcome[0]
         return list(outcome[0])
 
-    def connect(self, candidates: list[_Candidate], source: str | None) -> _Waiting[list[str]]:
+    def connect(self, candidates: list[tuple[int, Any]], source: str | None) -> _Waiting[list[str]]:
         """Connect to the first that answers; return notes on those before it that did not.
 
-        Each gets a fair share of the time, so that every one is tried.
+        Each gets a fair share of the time, so that every one is tried. If all fail, the failure that tells most is
+        raised: this host's own trouble > refused > silent > no route (often only IPv6 is missing).
         """
-        failures: list[tuple[int, _Candidate, EchoError, float]] = []
-        for number, candidate in enumerate(candidates):
-            start, self.ready_at, self.remote = time.perf_counter(), None, str(candidate)
+        failures: list[tuple[int, str, EchoError, float]] = []
+        for number, (family, address) in enumerate(candidates):
+            start, self.ready_at = time.perf_counter(), None
+            remote = self.remote = _host_port(*address[:2])
             failure: EchoError
             share = max(0.0, self.until - start) / (len(candidates) - number)
             try:
-                yield from self._connect_one(candidate, source, start + share)
+                yield from self._connect_one(family, address, source, start + share)
+                return [f"tried first: {other}, {error}, {took * 1000:.0f} ms" for _, other, error, took in failures]
             except TimeoutError:
                 rank, failure = 1, TimedOut(_no_answer(share), timeout=share)
             except OSError as error:
-                rank, failure = self._unreachable(error, candidate)
-            else:
-                return [f"tried first: {other}, {error}, {took * 1000:.0f} ms" for _, other, error, took in failures]
-            failures.append((rank, candidate, failure, time.perf_counter() - start))
-        _, candidate, worst, _ = max(failures, key=lambda failure: failure[0])
-        self.remote = str(candidate)
+                case = "this host" if error.errno in _THIS_HOST else ""
+                if not case and re.match(r"\[fe[89ab]", remote, re.IGNORECASE) and not address[3]:
+                    case = "link-local"  # and without its interface
+                rank = 3 if case else 2 if isinstance(error, ConnectionRefusedError) else 0
+                failure = Unreachable(_reason(error), case=case, errno=error.errno)
+            failures.append((rank, remote, failure, time.perf_counter() - start))
+        _, self.remote, worst, _ = max(failures, key=lambda failure: failure[0])
         if len(failures) > 1:
             worst.detail = "; ".join(f"{other}: {error}" for _, other, error, _ in failures)
         if isinstance(worst, TimedOut) and time.perf_counter() >= self.until:
             raise TimeoutError(worst.detail)
         raise worst
 
-    def _unreachable(self, failure: OSError, candidate: _Candidate) -> tuple[int, Unreachable]:
-        """Rank: this host's own trouble > refused > silent > no route (often only IPv6 is missing)."""
-        case = ""
-        if failure.errno in _THIS_HOST:
-            case = "this host"
-        elif candidate.family == socket.AF_INET6 and re.match("fe[89ab]", str(candidate.sockaddr[0]), re.IGNORECASE):
-            case = "link-local" if not candidate.sockaddr[3] else ""
-        error = Unreachable(_reason(failure), case=case, errno=failure.errno)
-        return 3 if case else 2 if isinstance(failure, ConnectionRefusedError) else 0, error
-
-    def _connect_one(self, candidate: _Candidate, source: str | None, until: float) -> _Waiting[None]:
-        sock = socket.socket(candidate.family, socket.SOCK_STREAM)
+    def _connect_one(self, family: int, address: Any, source: str | None, until: float) -> _Waiting[None]:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if source is not None:
                 sock.bind((source, 0))
             try:
-                sock.connect(candidate.sockaddr)
+                sock.connect(address)
             except BlockingIOError:
                 yield from self._ready(sock, selectors.EVENT_WRITE, until)
                 if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -1591,42 +1445,27 @@ class _Wire:
         decrypted = hasattr(self._socket, "pending") and self._socket.pending()  # by TLS, but not read yet
         events = 0 if decrypted else selectors.EVENT_READ
         while True:
-            self._acknowledge_at_once()
+            # A peer with Nagle's algorithm waits for our acknowledgement, which Linux would delay by 40 ms. The kernel
+            # forgets the setting, so it is made before each receive; other systems do not have it.
+            if hasattr(socket, "TCP_QUICKACK"):
+                with contextlib.suppress(OSError):
+                    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if events:
                 yield from self._ready(self._socket, events)
-            try:
-                return self._receive()
-            except OSError as error:
-                if not (events := _awaited(error, selectors.EVENT_READ)):
-                    raise
+            data, events = self.receive_at_once()
+            if not events:
+                return data
 
-    def receive_at_once(self) -> bytes | None:
-        """Bytes that have already arrived; empty when the peer has closed the connection, None if there are none."""
+    def receive_at_once(self) -> tuple[bytes, int]:
+        """Bytes that have already arrived, empty when the peer has closed the connection; or the event to wait for."""
         try:
-            return self._receive()
-        except EchoError:
-            raise
-        except OSError:
-            return None
-
-    def _receive(self) -> bytes:
-        try:
-            return bytes(self._socket.recv(1 << 16))
+            return bytes(self._socket.recv(1 << 16)), 0
         except OSError as error:
-            if _awaited(error, selectors.EVENT_READ):
-                raise
+            if events := _awaited(error, selectors.EVENT_READ):
+                return b"", events
             if type(error).__module__ == "ssl":
                 raise _tls_failed(error, self._socket.context) from None
             raise ConnectionLost("reset by the peer", detail=_reason(error)) from None
-
-    def _acknowledge_at_once(self) -> None:
-        """Keep Linux from delaying the acknowledgement that a peer with Nagle's algorithm waits 40 ms for.
-
-        The kernel forgets the setting, so it is made before each receive; other systems do not have it.
-        """
-        if hasattr(socket, "TCP_QUICKACK"):
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def hang_up(self) -> None:
         """End the connection; whoever waits for it is woken up, and closes it."""
@@ -1642,12 +1481,12 @@ class _Wire:
         # Names in certificates, and SNI (RFC 6066 3), have no trailing dot; a zone has a meaning only on this host.
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
-        certificate = _certificate(secured)
         self.tls = TLSInfo(
-            version=secured.version() or "", cipher=(secured.cipher() or ("",))[0],
-            certificate_expiry=certificate.not_after, certificate_verified=context.verify_mode != 0,
-            subject=certificate.subject, issuer=certificate.issuer, names=certificate.names,
-        )  # fmt: skip
+            secured.version() or "",
+            (secured.cipher() or ("",))[0],
+            certificate_verified=context.verify_mode != 0,
+            **_read_certificate(secured),
+        )
 
     def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
         """The TLS handshake: as a client with ``server_hostname``, as a server with ``server_side``."""
@@ -1662,8 +1501,8 @@ class _Wire:
                     if not (events := _awaited(error, selectors.EVENT_READ)):
                         raise
                 yield from self._ready(secured, events)
-            if not secured.server_side:
-                _check_names(secured)
+            if not secured.server_side and context.verify_mode and hasattr(context, "_has_certificate"):
+                _check_names(secured)  # for an application's context, OpenSSL does it
         except (EchoError, TimeoutError):
             raise
         except (OSError, ValueError) as error:
@@ -1679,153 +1518,93 @@ def _awaited(error: OSError, events: int) -> int:
     return {"SSLWantReadError": selectors.EVENT_READ, "SSLWantWriteError": selectors.EVENT_WRITE}.get(name, 0)
 
 
-class _OwnTLS(NamedTuple):
-    """What an SSLContext cannot be asked; known if the command made it itself, see `_tls_context`."""
-
-    has_certificate: bool
-    checks_names: bool  # by `_check_names`: OpenSSL would not tell which names there are
-
-
-def _own_tls(context: ssl.SSLContext | None) -> _OwnTLS | None:
-    own: _OwnTLS | None = getattr(context, "_dicom_echo", None)
-    return own
-
-
 # A verify error of OpenSSL (X509_V_ERR_...) by its number; the words for it differ between versions.
 _VERIFY_ERRORS = {
-    **dict.fromkeys((2, 19, 20, 21, 27, 28), "certificate not trusted"),
-    18: "the certificate is self-signed",
+    **dict.fromkeys((2, 18, 19, 20, 21, 27, 28), "certificate not trusted"),
     10: "a certificate has expired",
     9: "a certificate is not valid yet",
-    23: "a certificate has been revoked",
-    **dict.fromkeys((3, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54, 73, 74, 75), "revocation cannot be checked"),
-    62: "the certificate is for another name",
-    64: "the certificate is for another address",
-    **dict.fromkeys((66, 67), "a certificate's key is too weak"),
-    68: "a certificate's signature is too weak",
-    **dict.fromkeys((4, 7, 29, 30, 31, 77), "a certificate's signature is wrong"),
+    **dict.fromkeys((62, 64), "the certificate is for another name"),
+    **dict.fromkeys((66, 67, 68), "a certificate is too weak"),
     **dict.fromkeys((26, 39), "the certificate is for another purpose"),
-    **dict.fromkeys((24, 25, 32, 37, 79), "a CA certificate may not issue certificates"),
-    **dict.fromkeys((47, 48, 49, 51, 52, 53), "a certificate breaks the name constraints of its CA"),
+    **dict.fromkeys((24, 25, 32, 37, 47, 48, 49, 51, 52, 53, 79), "a CA may not issue this certificate"),
     **dict.fromkeys(range(80, 95), "a certificate breaks RFC 5280"),
-    **dict.fromkeys((6, 13, 14, 34, 41, 42, 45, 46, 76, 78), "a certificate is malformed"),
 }
 
-# Alerts of the peer about a client certificate: what each means if there was one. Java's TLS says BAD_CERTIFICATE where
-# there was none, and CERTIFICATE_UNKNOWN to one that it does not accept, whatever the reason.
-_ALERTS_ON_OUR_CERTIFICATE = {
-    "BAD_CERTIFICATE": "the peer does not accept our certificate",
-    "CERTIFICATE_UNKNOWN": "the peer does not accept our certificate",
-    "UNKNOWN_CA": "the peer does not trust our certificate",
-    "CERTIFICATE_EXPIRED": "the peer says our certificate has expired",
-    "CERTIFICATE_REVOKED": "the peer says our certificate has been revoked",
-    "UNSUPPORTED_CERTIFICATE": "the peer does not support our certificate",
-}
-
-# Other messages of OpenSSL, by a part of their text, in the order in which they are tried.
+# Other messages of OpenSSL, by a part of their text, in the order in which they are tried. Java's TLS says
+# BAD_CERTIFICATE where there is none, and CERTIFICATE_UNKNOWN to one that it does not accept, whatever the reason.
 _TLS_FAILURES = {
     "the peer wants a client certificate": ("CERTIFICATE_REQUIRED", "ALERT_NO_CERTIFICATE"),
+    "the peer does not accept our certificate": ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_UNKNOWN"),
+    "the peer does not trust our certificate": ("ALERT_UNKNOWN_CA",),
+    "the peer says our certificate has expired": ("ALERT_CERTIFICATE_EXPIRED",),
+    "the peer says our certificate has been revoked": ("ALERT_CERTIFICATE_REVOKED",),
+    "the peer does not support our certificate": ("ALERT_UNSUPPORTED_CERTIFICATE",),
     "the peer denied access": ("ALERT_ACCESS_DENIED",),
     "the peer refused the handshake": ("ALERT_HANDSHAKE_FAILURE",),
-    "the peer finds our ciphers too weak": ("ALERT_INSUFFICIENT_SECURITY",),
-    "the peer had an internal error": ("ALERT_INTERNAL_ERROR",),
     "the peer does not know this server name": ("UNRECOGNIZED_NAME",),
-    "the peer expects another protocol": ("NO_APPLICATION_PROTOCOL",),
-    "no common TLS version": (
-        "PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE", "VERSION_TOO_LOW",
-        "INAPPROPRIATE_FALLBACK",
-    ),
-    "no common cipher": ("NO_CIPHERS_AVAILABLE", "WRONG_CIPHER_RETURNED", "UNKNOWN_CIPHER_RETURNED"),
-    "the peer's key exchange is too weak": ("DH_KEY_TOO_SMALL",),
-    "no common signature algorithm": ("WRONG_SIGNATURE_TYPE", "NO_SUITABLE_SIGNATURE_ALGORITHM", "LEGACY_SIGALG"),
-    "the peer lacks secure renegotiation": ("UNSAFE_LEGACY_RENEGOTIATION",),
-    "the peer does not speak TLS": (
-        "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "HTTP_REQUEST",
-    ),
+    "no common TLS version": ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "INAPPROPRIATE_FALLBACK"),
+    "no common cipher": ("ALERT_INSUFFICIENT_SECURITY", "NO_CIPHERS_AVAILABLE", "CIPHER_RETURNED"),
+    "the peer's TLS is too weak": ("DH_KEY_TOO_SMALL", "SIGNATURE_TYPE", "SIGNATURE_ALGORITHM", "LEGACY_"),
+    "the peer does not speak TLS": ("WRONG_VERSION", "RECORD_LAYER_FAILURE", "PACKET_LENGTH", "BAD_RECORD_TYPE"),
     "closed during the handshake": ("EOF", "CLOSED_BEFORE"),
-    "the handshake was not understood": (
-        "UNEXPECTED_MESSAGE", "BAD_RECORD_MAC", "DECRYPTION_FAILED", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER",
-        "DECODE_ERROR", "DECRYPT_ERROR", "MISSING_EXTENSION", "UNSUPPORTED_EXTENSION", "BAD_SIGNATURE",
-        "UNEXPECTED_RECORD", "LENGTH_MISMATCH", "BAD_LENGTH",
-    ),
-    "the peer ended the handshake": (
-        "ALERT", "BAD_CERTIFICATE_STATUS", "BAD_CERTIFICATE_HASH", "CERTIFICATE_UNOBTAINABLE",
-    ),
-}  # fmt: skip
+    "the peer ended the handshake": ("ALERT", "TLSV1_"),  # OpenSSL leaves ALERT out of the names of some alerts
+}
 
 
-def _tls_failed(error: Exception, context: ssl.SSLContext | None) -> TLSFailed:
+def _tls_failed(error: Exception, context: ssl.SSLContext) -> TLSFailed:
     """Say in plain words what OpenSSL means: in the handshake, or at the first read after it."""
     words = re.sub(r"\[[^]]*\] | \(_ssl\.c:\d+\)", "", str(error)) or type(error).__name__
     if code := getattr(error, "verify_code", 0):
         message = _VERIFY_ERRORS.get(code, "certificate not accepted")
         return TLSFailed(message, detail=getattr(error, "verify_message", words))
-    said = str(error).upper().replace(" ", "_")
-    for alert, message in _ALERTS_ON_OUR_CERTIFICATE.items():
-        if f"ALERT_{alert}" in said:
-            own = _own_tls(context)
-            if own is None:  # an application's context does not say whether it has a certificate
-                message = "client certificate missing or not accepted"
-            elif not own.has_certificate:
-                message = "the peer wants a client certificate"
-            return TLSFailed(message, detail=words)
     if isinstance(error, ConnectionError):
         return TLSFailed("closed during the handshake", detail=words)
+    said, case = str(error).upper().replace(" ", "_"), ""
     known = (message for message, parts in _TLS_FAILURES.items() if any(part in said for part in parts))
-    return TLSFailed(next(known, "handshake failed"), detail=words)
+    message = next(known, "handshake failed")
+    if "our certificate" in message:
+        case, has_certificate = "our certificate", getattr(context, "_has_certificate", None)
+        if has_certificate is None:  # an application's context does not say
+            message = case = "client certificate missing or not accepted"
+        elif not has_certificate:
+            message = case = "the peer wants a client certificate"
+    return TLSFailed(message, case=case, detail=words)
 
 
 def _check_names(secured: ssl.SSLSocket) -> None:
     """Check that the peer's verified certificate is for the expected name (RFC 9525 6.3, RFC 5280 4.2.1.6).
 
-    For an application's context OpenSSL does it, which ends the handshake on a mismatch without telling the names.
+    OpenSSL would end the handshake on a mismatch without telling the names.
     """
-    own = _own_tls(secured.context)
-    if own is None or not own.checks_names:
-        return
+    from ipaddress import ip_address
+
     certificate: Any = secured.getpeercert()
     name = str(secured.server_hostname).lower()
     alternatives = certificate.get("subjectAltName", ())
-    names = [value.lower() for kind, value in alternatives if kind == "DNS"]
-    if not names:
-        names = [value.lower() for part in certificate["subject"] for kind, value in part if kind == "commonName"]
-    from ipaddress import ip_address
-
-    try:
-        address = ip_address(name)
-    except ValueError:
-        first, _, rest = name.partition(".")
-        what, fits = "name", name in names or (first and "." in rest and f"*.{rest}" in names)
+    if _ip_version(name):
+        addresses = [value.strip() for kind, value in alternatives if kind == "IP Address"]
+        fits = ip_address(name) in map(ip_address, addresses)
     else:
-        what, addresses = "address", [value.strip() for kind, value in alternatives if kind == "IP Address"]
-        fits = any(ip_address(each) == address for each in addresses)
+        names = [value.lower() for kind, value in alternatives if kind == "DNS"] or [
+            value.lower() for part in certificate["subject"] for kind, value in part if kind == "commonName"
+        ]
+        first, _, rest = name.partition(".")
+        fits = name in names or bool(first and "." in rest and f"*.{rest}" in names)
     if not fits:
-        there = _certificate(secured).names
-        raise TLSFailed(
-            f"the certificate is for another {what}",
-            detail=f"it names {', '.join(there) or 'nothing'}, not {name}",
-            names=list(there),
-        )
+        there = _read_certificate(secured)["names"]
+        detail = f"it names {', '.join(there) or 'nothing'}, not {name}"
+        raise TLSFailed("the certificate is for another name", detail=detail, names=list(there))
 
 
-class _Certificate(NamedTuple):
-    """The fields of a certificate that are shown (RFC 5280 4.1), as far as they can be read."""
-
-    subject: str = ""
-    issuer: str = ""
-    names: tuple[str, ...] = ()
-    not_after: datetime | None = None
-
-
-def _certificate(secured: ssl.SSLSocket) -> _Certificate:
-    """Read the peer's certificate. The ssl module does it only for one that it has verified, so not with -k."""
+def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
+    """The peer's certificate for `TLSInfo`. The ssl module reads only one that it has verified, so not with -k."""
     try:
         return _decode_certificate(secured.getpeercert(binary_form=True) or b"")
     except (ValueError, IndexError):  # OpenSSL has accepted it: that we cannot read it is no failure
-        return _Certificate()
+        return {"certificate_expiry": None, "subject": "", "issuer": "", "names": ()}
 
 
-def _decode_certificate(data: bytes) -> _Certificate:
+def _decode_certificate(data: bytes) -> dict[str, Any]:
     from ipaddress import ip_address
 
     [(_, certificate)] = _der(data)
@@ -1842,12 +1621,12 @@ def _decode_certificate(data: bytes) -> _Certificate:
                     for tag, value in _der(_der(content)[0][1])
                     if tag in (0x82, 0x87)  # DNS names and IP addresses: an echo uses no others
                 ] or names
-    return _Certificate(
-        ", ".join(f"{kind}={value}" for kind, value in subject_parts),
-        ", ".join(f"{kind}={value}" for kind, value in _decode_name(issuer)),
-        tuple(names),
-        _decode_time(*_der(validity)[1]),
-    )
+    return {
+        "certificate_expiry": _decode_time(*_der(validity)[1]),
+        "subject": ", ".join(map("=".join, subject_parts)),
+        "issuer": ", ".join(map("=".join, _decode_name(issuer))),
+        "names": tuple(names),
+    }
 
 
 def _der(data: bytes) -> list[tuple[int, bytes]]:
@@ -1890,12 +1669,9 @@ def _decode_time(tag: int, value: bytes) -> datetime | None:
     digits = value.decode("latin-1")
     if tag == 0x17:
         digits = ("19" if digits >= "50" else "20") + digits
-    parts = re.fullmatch(r"([0-9]{4})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})([0-9]{2})Z", digits)
-    if not parts:
-        return None
-    year, month, day, hour, minute, second = map(int, parts.groups())
+    parts = re.fullmatch("([0-9]{4})" + "([0-9]{2})" * 5 + "Z", digits)
     with contextlib.suppress(ValueError):
-        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
+        return datetime.fromisoformat("{}-{}-{}T{}:{}:{}+00:00".format(*parts.groups())) if parts else None
     return None
 
 
@@ -1918,7 +1694,6 @@ _REJECT_REASONS = {
 }  # fmt: skip
 
 # PS3.8 Table 9-26
-_ABORT_SOURCES = {0: "service-user", 2: "service-provider"}
 _ABORT_REASONS = {
     0: "reason not specified", 1: "unrecognized PDU", 2: "unexpected PDU", 4: "unrecognized PDU parameter",
     5: "unexpected PDU parameter", 6: "invalid PDU parameter value",
@@ -1938,25 +1713,18 @@ _FINGERPRINTS = {
 _RELEASED = "the peer released the association without an answer"
 
 
-class _Accepted(NamedTuple):
-    """An A-ASSOCIATE-AC (PS3.8 9.3.3) that accepts Verification."""
+class _Event(NamedTuple):
+    """What a phase ends with if all goes well: A-ASSOCIATE-AC, C-ECHO-RSP or A-RELEASE-RP."""
 
-    peer: Peer
-    notes: list[str]
-
-
-class _Answered(NamedTuple):
-    """A C-ECHO-RSP (PS3.7 9.3.5.2)."""
-
-    status: int
-    notes: list[str]
+    peer: Peer | None = None  # it accepts Verification
+    status: int | None = None
+    notes: Sequence[str] = ()
 
 
 class _Dialogue:
     """One association as its requestor sees it (PS3.8 9.2): bytes in, events out, no I/O.
 
-    An event is what a phase ends with if all goes well: `_Accepted`, `_Answered`, and True for the release. Between
-    two echoes the peer can only end the association, which raises an `EchoError`.
+    Between two echoes the peer can only end the association, which raises an `EchoError`.
     """
 
     def __init__(self, request: _Request) -> None:
@@ -1989,7 +1757,7 @@ class _Dialogue:
         self._buffer += data
         self._closed = not data
 
-    def next_event(self) -> _Accepted | _Answered | bool | None:
+    def next_event(self) -> _Event | None:
         """The next event, or None if more data is needed. Raises an `EchoError`; anything else is a bug."""
         while pdu := self._next_pdu():
             self.trace(pdu)
@@ -2036,15 +1804,13 @@ class _Dialogue:
             received=start.hex(),
         )
 
-    def _on_accept(self, pdu: bytes) -> _Accepted:
+    def _on_accept(self, pdu: bytes) -> _Event:
         accepted = _decode_associate_ac(pdu)
         if accepted.result is None:
             raise ProtocolError(f"the peer accepts, but does not mention presentation context {_CONTEXT_ID}")
         if accepted.result != 0:
             meaning = _CONTEXT_RESULTS.get(accepted.result, "reserved result")
-            case = meaning if accepted.result in _CONTEXT_RESULTS else "no reason"
-            detail = f"presentation context result {accepted.result}"
-            raise NotSupported(meaning, case=case, detail=detail, result=accepted.result)
+            raise NotSupported(meaning, detail=f"presentation context result {accepted.result}", result=accepted.result)
         self._peer_max_pdu = accepted.max_pdu or 0
         notes, syntax = list(accepted.notes), (accepted.transfer_syntaxes or (None,))[0]
         if len(accepted.transfer_syntaxes) != 1:
@@ -2052,19 +1818,16 @@ class _Dialogue:
             notes.append(f"the peer accepted with {number} transfer syntaxes instead of one")
         elif syntax not in self._request.transfer_syntaxes:
             notes.append("the peer accepted with a transfer syntax that was not proposed")
-        identity = None
-        if self._request.identity:
-            identity = "accepted" if accepted.confirms_identity else "not stated"
-        peer = Peer(accepted.class_uid, accepted.version_name, accepted.max_pdu, syntax, identity)
-        return _Accepted(peer, notes)
+        identity = "accepted" if accepted.confirms_identity else "not stated"
+        peer = Peer(accepted.class_uid, accepted.version_name, accepted.max_pdu, syntax)
+        return _Event(peer._replace(user_identity=identity) if self._request.identity else peer, notes=notes)
 
     def _on_reject(self, pdu: bytes) -> NoReturn:
         result, source, reason = pdu[7:10]
         meaning = _REJECT_REASONS.get((source, reason), "reserved reason")
-        case = "no reason given" if meaning == "reserved reason" else meaning
         said = _REJECT_RESULTS.get(result, f"result {result}"), _REJECT_SOURCES.get(source, f"source {source}")
         detail = f"{', '.join(said)}, reason {reason}"
-        raise Rejected(meaning, case=case, detail=detail, result=result, source=source, reason=reason)
+        raise Rejected(meaning, detail=detail, result=result, source=source, reason=reason)
 
     def _on_abort(self, pdu: bytes) -> NoReturn:
         source, reason = pdu[8:10]
@@ -2072,7 +1835,7 @@ class _Dialogue:
             meaning, detail = "no reason given", "service-user"
         else:
             meaning = _ABORT_REASONS.get(reason, "reserved reason")
-            detail = f"{_ABORT_SOURCES.get(source, f'source {source}')}, reason {reason}"
+            detail = f"{'service-provider' if source == 2 else f'source {source}'}, reason {reason}"
         silent = self._phase == Phase.associate and (source == 0 or reason == 0)
         raise Aborted(meaning, case="no reason given" if silent else "-", detail=detail, source=source, reason=reason)
 
@@ -2080,7 +1843,7 @@ class _Dialogue:
         """The peer may end an association at any time (PS3.8 7.2)."""
         raise ConnectionLost(_RELEASED)
 
-    def _on_data(self, pdu: bytes) -> _Answered | None:
+    def _on_data(self, pdu: bytes) -> _Event | None:
         """Put the fragments of the command set together (PS3.8 Annex E)."""
         for context_id, header, fragment in _decode_p_data(pdu):
             if context_id != _CONTEXT_ID:
@@ -2098,7 +1861,7 @@ class _Dialogue:
                 return self._on_command(command)
         return None
 
-    def _on_command(self, data: bytes) -> _Answered:
+    def _on_command(self, data: bytes) -> _Event:
         """Check a message against PS3.7 9.3.5.2: this is the answer, and to this request."""
         command = _decode_command(data)
         kind, answers = command.number("Command Field"), command.number("Message ID Being Responded To")
@@ -2123,9 +1886,9 @@ class _Dialogue:
             notes.append(f"the C-ECHO-RSP names SOP class {sop_class}, not Verification")
         if comment := command.text("Error Comment"):
             notes.append(f"the peer's error comment: {comment}")
-        return _Answered(status, notes)
+        return _Event(status=status, notes=notes)
 
-    _MOVES: ClassVar[dict[tuple[Phase, int], Callable[[_Dialogue, bytes], _Accepted | _Answered | bool | None]]] = {
+    _MOVES: ClassVar[dict[tuple[Phase, int], Callable[[_Dialogue, bytes], _Event | None]]] = {
         (Phase.associate, 2): _on_accept,
         (Phase.associate, 3): _on_reject,
         (Phase.associate, 7): _on_abort,
@@ -2133,8 +1896,8 @@ class _Dialogue:
         (Phase.echo, 5): _on_release,
         (Phase.echo, 7): _on_abort,
         (Phase.release, 4): lambda *_: None,  # sent before our A-RELEASE-RQ arrived
-        (Phase.release, 5): lambda *_: True,  # both sides ask at once, which also ends it (PS3.8 9.2.3, Sta9)
-        (Phase.release, 6): lambda *_: True,
+        (Phase.release, 5): lambda *_: _Event(),  # both sides ask at once, which also ends it (PS3.8 9.2.3, Sta9)
+        (Phase.release, 6): lambda *_: _Event(),
         (Phase.release, 7): _on_abort,
     }
 
@@ -4175,7 +3938,7 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
         password = os.environ.get("DICOM_ECHO_KEY_PASSWORD", "").encode("utf-8", "surrogateescape") or None
         password = _secret(args.key_password_file) if args.key_password_file else password
         _load_certificate(context, args.cert, args.key or args.cert, password)
-    vars(context)["_dicom_echo"] = _OwnTLS(has_certificate=args.cert is not None, checks_names=not args.insecure)
+    vars(context)["_has_certificate"] = args.cert is not None  # the context itself cannot be asked
     return context
 
 

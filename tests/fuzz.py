@@ -97,12 +97,12 @@ def hear(pieces: Iterable[bytes], last: Phase = Phase.release, request: dicom_ec
                 step()
                 while (event := dialogue.next_event()) is None:
                     dialogue.receive_data(next(waiting))
-            if isinstance(event, dicom_echo._Accepted):
+            if event.peer:
                 heard = heard._replace(peer=event.peer, notes=tuple(event.notes))
-            elif isinstance(event, dicom_echo._Answered):
+            elif event.status is not None:
                 heard = heard._replace(status=event.status, notes=(*heard.notes, *event.notes))
             else:
-                heard = heard._replace(released=event is True)
+                heard = heard._replace(released=True)
             if phase == last:
                 break
     except dicom_echo.EchoError as error:

@@ -54,22 +54,23 @@ def test_forms_of_which_the_text_is_plainer() -> None:
 
 BAD_TITLE = "contains a backslash, a control character or a non-ASCII character"
 
-
 WRONG: dict[Any, str] = {
     **dict.fromkeys(("", ":104", "X@", "X@:104", "[]:104"), "the host is missing"),
-    **dict.fromkeys(("pacs:", "[::1]:"), "the port after the colon is missing"),
-    **{f"pacs:{port}": f'the port "{port}" is not a number' for port in ("dicom", "-1", "1_0", "１０４", " 104")},
-    **{f"pacs:{port}": f"the port {port} is not in the range 1-65535" for port in (0, 65536, 70000)},
-    "[::1": 'the bracket in "[::1" is not closed',
-    "[::1]104": '":PORT" must follow the bracket, not "104"',
-    "[[pacs]]": '":PORT" must follow the bracket, not "]"',
+    **dict.fromkeys(("pacs:", "[::1]:"), "the port is missing"),
+    **{
+        f"pacs:{port}": f"the port {port} is not in the range 1-65535"
+        for port in ("dicom", "-1", "1_0", "１０４", " 104", 0, 65536, 70000)
+    },
+    "[::1": '"[::1" is not [HOST] or [HOST]:PORT',
+    "[::1]104": '"[::1]104" is not [HOST] or [HOST]:PORT',
+    "[[pacs]]": '"[[pacs]]" is not [HOST] or [HOST]:PORT',
     "pacs:104:105": '"pacs:104:105" has several colons but is not an IPv6 address (with a port, write [IPv6]:PORT)',
     "300.1.1.1:104": '"300.1.1.1" is not an IPv4 address',
     **dict.fromkeys(("10.1", "[10.1]"), '"10.1" is not an IPv4 address'),
     ".": '"." is not an IPv4 address',
     "104": '"104" is not a host; write HOST:104 as one argument',
     "X@11112": '"11112" is not a host; write HOST:11112 as one argument',
-    **dict.fromkeys(("pacs 104", "X@pacs 104"), '"pacs 104" is not a host; write pacs:104'),
+    **dict.fromkeys(("pacs 104", "X@pacs 104"), '"pacs 104" is not a host; write pacs:104 as one argument'),
     **{url: f'"{url}" is a URL' for url in ("dicom://X@pacs:104", "X@https://pacs")},
     **{f"[{host}]": f'"{host}" is not a host name' for host in ("fe80::1%", "fe80::1%a b", "pacs:104")},
     **{host: f'"{host}" is not a host name' for host in ("pa cs", "pacs..example", "-pacs", "pacs/x", "ü" * 64)},
@@ -77,10 +78,7 @@ WRONG: dict[Any, str] = {
     "pa\u200bcs": '"pa\\u200bcs" is not a host name',  # zero width space
     "pa\u00adcs:104": '"pa\\xadcs" is not a host name',  # soft hyphen
     "\ufeffpacs": '"\\ufeffpacs" is not a host name',  # byte order mark
-    **{
-        name: f'the host name "{name}" is too long (63 characters between dots, 253 in all)'
-        for name in ("x" * 64, ".".join(["x" * 63] * 4))
-    },
+    **{name: f'"{name}" is not a host name' for name in ("x" * 64, ".".join(["x" * 63] * 4))},
     **dict.fromkeys(("@pacs", "    @pacs"), "the AE title is empty"),
     "SEVENTEEN-LETTERS@pacs": 'the AE title "SEVENTEEN-LETTERS" has 17 characters, 16 are allowed',
     "A\\B@pacs": rf"the AE title 'A\\B' {BAD_TITLE}",

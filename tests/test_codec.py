@@ -262,7 +262,7 @@ def test_no_spoilt_pdu_surprises_the_log(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.DEBUG, "dicom_echo"):
         for seed in range(500):
             dialogue = echo._Dialogue(fuzz.REQUEST)
-            dialogue.trace = lambda pdu: echo._trace(pdus, "received", pdu)
+            dialogue.trace = lambda pdu: pdus.append((0.0, "received", pdu))
             dialogue.receive_data(fuzz.spoilt(seed))
             with contextlib.suppress(echo.EchoError):
                 dialogue.next_event()

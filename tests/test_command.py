@@ -252,7 +252,7 @@ REFUSALS: list[tuple[str, ...]] = [
     ("--self-test cannot be combined with --tls", "--self-test --tls"),
     (f"argument HOST: the port 0 is not in the range 1-65535{FORM}", "pacs:0"),
     (f"argument HOST: the host is missing{FORM}", "X@"),
-    (f'argument HOST: "pacs 104" is not a host; write pacs:104{FORM}', "pacs|104"),
+    (f'argument HOST: "pacs 104" is not a host; write pacs:104 as one argument{FORM}', "pacs|104"),
     (f'argument HOST: "dicom://X@host:104" is a URL{FORM}', "dicom://X@host:104"),
     (f'argument HOST: "a\\nb" is not a host name{FORM}', "a\nb"),
     (f'argument HOST: "-q" is not a host name{FORM}', "pacs -- -q"),

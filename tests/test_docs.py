@@ -55,8 +55,7 @@ def test_a_class_says_what_it_holds(name: str) -> None:
         fields = {field for field in members.get("__annotations__", ()) if not field.startswith("_")}
         fields |= {field for field, value in members.items() if isinstance(value, property)}
     documented = {field for field, value in members.items() if isinstance(value, property) and value.__doc__}
-    # The title of an error is for the module's own reports.
-    assert fields - documented - {"title"} <= entries(told.get("Attributes", "") + told.get("Parameters", ""))
+    assert fields - documented <= entries(told.get("Attributes", "") + told.get("Parameters", ""))
     methods = {method for method, value in members.items() if inspect.isfunction(value) and not method.startswith("_")}
     assert [method for method in methods if not inspect.getdoc(members[method])] == []
 

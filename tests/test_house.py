@@ -21,7 +21,7 @@ MAY_USE: dict[str, tuple[set[int], set[str]]] = {
     "request": ({1, 2, 3}, set()),
     "verbs": (set(range(1, 12)), set()),
     "echo": ({1, 2, 3, 4, 7, 8, 9}, set()),
-    "wire": ({1, 2}, {"_host_port", "_is_literal", "_ascii_name"}),
+    "wire": ({1, 2}, {"_host_port", "_ip_version", "_ascii_name"}),
     "dialogue": ({1, 2, 3, 4, 9}, set()),
     "codec": ({1, 2}, set()),
     "turns": (set(), {"_Wait", "_Waiting"}),

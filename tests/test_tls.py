@@ -82,9 +82,8 @@ def below(issuer: Issued, **how: Any) -> list[Issued]:
 
 
 NOT_TRUSTED, EXPIRED = "certificate not trusted", "a certificate has expired"
-WEAK_KEY, WEAK_DIGEST = "a certificate's key is too weak", "a certificate's signature is too weak"
-OTHER_NAME, OTHER_ADDRESS = "the certificate is for another name", "the certificate is for another address"
-NO_CA = "a CA certificate may not issue certificates"
+TOO_WEAK, OTHER_NAME = "a certificate is too weak", "the certificate is for another name"
+NO_CA = "a CA may not issue this certificate"
 HERE, THERE = ("localhost",), ("127.0.0.1", "--server-name")
 
 # What the peer shows, what is trusted; what comes of it; the host and options.
@@ -95,16 +94,16 @@ CERTIFICATES: dict[str, tuple[Callable[[], tuple[list[Issued], list[Issued]]], s
     "without its intermediate": (lambda: (below(CA)[:1], [CA]), NOT_TRUSTED, ()),
     "below an anchor that is no root": (lambda: (below(CA)[:1], below(CA)[1:]), "Success", ()),
     "as its own anchor": (lambda: ([PACS], [PACS]), "Success", ()),
-    "self-signed": (lambda: ([issue("pacs")], [CA]), "the certificate is self-signed", ()),
+    "self-signed": (lambda: ([issue("pacs")], [CA]), NOT_TRUSTED, ()),
     "self-signed and trusted": (lambda: ([ALONE], [ALONE]), "Success", ()),
     "expired": (lambda: ([issue("pacs", CA, first=-9, last=-2)], [CA]), EXPIRED, ()),
     "of an expired CA": (lambda: of_ca(first=-9, last=-2), EXPIRED, ()),
     "not valid yet": (lambda: ([issue("pacs", CA, first=2)], [CA]), "a certificate is not valid yet", ()),
-    "with a weak key": (lambda: ([issue("pacs", CA, key=new_key("1024"))], [CA]), WEAK_KEY, ()),
-    "of a CA with a weak key": (lambda: of_ca(key=new_key("1024")), WEAK_KEY, ()),
-    "signed with SHA-1": (lambda: ([issue("pacs", CA, sha1=True)], [CA]), WEAK_DIGEST, ()),
+    "with a weak key": (lambda: ([issue("pacs", CA, key=new_key("1024"))], [CA]), TOO_WEAK, ()),
+    "of a CA with a weak key": (lambda: of_ca(key=new_key("1024")), TOO_WEAK, ()),
+    "signed with SHA-1": (lambda: ([issue("pacs", CA, sha1=True)], [CA]), TOO_WEAK, ()),
     "of another CA of the same name": (
-        lambda: ([PACS], [issue("CA", ca=True, key=new_key(number=1))]), "a certificate's signature is wrong", (),
+        lambda: ([PACS], [issue("CA", ca=True, key=new_key(number=1))]), "certificate not accepted", (),
     ),
     "for another purpose": (
         lambda: ([issue("pacs", CA, purpose=CLIENT_AUTH)], [CA]), "the certificate is for another purpose", (),
@@ -113,9 +112,7 @@ CERTIFICATES: dict[str, tuple[Callable[[], tuple[list[Issued], list[Issued]]], s
     "of a CA with uncritical basic constraints": (lambda: of_ca(critical=False), "Success", ()),
     "issued by one that is no CA": (lambda: ([issue("below", PACS), PACS], [CA]), NO_CA, ()),
     "too far below its CA": (lambda: ([*below(SHALLOW), SHALLOW], [CA]), NO_CA, ()),
-    "for a name that its CA may not issue for": (
-        lambda: of_ca(permitted="hospital.test"), "a certificate breaks the name constraints of its CA", (),
-    ),
+    "for a name that its CA may not issue for": (lambda: of_ca(permitted="hospital.test"), NO_CA, ()),
     "for its name": (lambda: named("localhost"), "Success", HERE),
     "for its name in capitals": (lambda: named("LocalHost"), "Success", ("LOCALHOST",)),
     "for the name given": (lambda: named("a.pacs.test"), "Success", (*THERE, "a.pacs.test.")),
@@ -126,8 +123,8 @@ CERTIFICATES: dict[str, tuple[Callable[[], tuple[list[Issued], list[Issued]]], s
     "for names that begin alike": (lambda: named("p*.pacs.test"), OTHER_NAME, (*THERE, "pa.pacs.test")),
     "with a common name only": (lambda: named(subject="localhost"), "Success", HERE),
     "for others than its common name": (lambda: named("pacs.test", subject="localhost"), OTHER_NAME, HERE),
-    "with an address as its common name": (lambda: named(subject="127.0.0.1"), OTHER_ADDRESS, ()),
-    "for a name where an address is asked": (lambda: named("localhost"), OTHER_ADDRESS, ()),
+    "with an address as its common name": (lambda: named(subject="127.0.0.1"), OTHER_NAME, ()),
+    "for a name where an address is asked": (lambda: named("localhost"), OTHER_NAME, ()),
 }  # fmt: skip
 
 
@@ -169,7 +166,7 @@ def test_the_names_in_a_certificate_for_another(capsys: Capsys, tmp_path: Path) 
         result = echo.probe(f"127.0.0.1:{port}", tls=application_context(cacert))
     assert error["names"] == ["pacs.test", "*.hospital.test", "192.0.2.7", "2001:db8::1"]
     assert error["detail"] == "it names pacs.test, *.hospital.test, 192.0.2.7, 2001:db8::1, not 127.0.0.1"
-    assert str(result.error) == "the certificate is for another address", "an application's context checks by itself"
+    assert str(result.error) == OTHER_NAME, "an application's context checks by itself"
 
 
 def test_an_application_context_keeps_its_own_rules(tmp_path: Path) -> None:
@@ -325,13 +322,10 @@ def test_a_peer_of_a_retired_version(capsys: Capsys, tmp_path: Path) -> None:
 ALERTS: dict[str, tuple[int, ...]] = {
     "the peer refused the handshake": (40,),
     "the peer denied access": (49,),
-    "the handshake was not understood": (10, 20, 22, 47, 50, 51, 109, 110),
     "no common TLS version": (70, 86),
-    "the peer finds our ciphers too weak": (71,),
-    "the peer had an internal error": (80,),
+    "no common cipher": (71,),
     "the peer does not know this server name": (112,),
-    "the peer ended the handshake": (113, 115),
-    "the peer expects another protocol": (120,),
+    "the peer ended the handshake": (10, 20, 22, 47, 50, 51, 80, 109, 110, 113, 115, 120),
     WANTED: (42, 43, 44, 45, 46, 48, 116),  # where we have none
 }
 ALERTS_ON_OURS = {
@@ -350,7 +344,7 @@ def test_every_alert_has_words() -> None:
     def words(alert: int, has_certificate: bool) -> str:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
-        vars(context)["_dicom_echo"] = echo._OwnTLS(has_certificate, False)
+        vars(context)["_has_certificate"] = has_certificate
         received = ssl.MemoryBIO()
         received.write(bytes([0x15, 3, 3, 0, 2, 2, alert]))
         with pytest.raises(ssl.SSLError) as caught:
@@ -445,7 +439,7 @@ def test_times_of_certificates() -> None:
 
 def test_a_damaged_certificate_is_read_or_refused_as_a_value() -> None:
     whole = PACS.certificate.public_bytes(serialization.Encoding.DER)
-    assert echo._decode_certificate(whole).names == ("localhost", "127.0.0.1")
+    assert echo._decode_certificate(whole)["names"] == ("localhost", "127.0.0.1")
     for at in range(len(whole)):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :]):
             with contextlib.suppress(ValueError, IndexError):

@@ -434,7 +434,7 @@ def test_no_file_descriptors_are_this_host_s_trouble(canned: Canned, capsys: pyt
         outcome = run_main(capsys, "--format", "nagios", live.address)
     for result in results:
         assert isinstance(result.error, echo.Unreachable)
-        assert (result.error.errno, result.hint.partition(",")[0]) == (errno.EMFILE, "the problem is on this host")
+        assert (result.error.errno, result.hint.partition(":")[0]) == (errno.EMFILE, "the problem is on this host")
     assert (outcome.code, outcome.out[:21], "too many open files" in outcome.out) == (3, "DICOM ECHO UNKNOWN - ", True)
 
 

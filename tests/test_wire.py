@@ -124,8 +124,8 @@ def test_an_address_of_the_other_family(monkeypatch: pytest.MonkeyPatch, host: s
     ("host", "phase", "message", "hint"),
     [
         ("[fe80::1]", Phase.connect, None, "a link-local address needs the interface to use: [fe80::1%eth0]"),
-        ("[fe80::1%nonesuch]", Phase.resolve, 'this host has no network interface "nonesuch"', "the problem is on "
-         "this host, not at the peer: check this host's limits, permissions and network settings"),
+        ("[fe80::1%nonesuch]", Phase.resolve, 'this host has no network interface "nonesuch"',
+         "the problem is on this host: check its limits, permissions and network settings"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("ipv6")
