@@ -1746,7 +1746,7 @@ class _Dialogue:
 
     def echo(self, message_id: int) -> bytes:
         self._phase, self._message_id = Phase.echo, message_id
-        return _encode_c_echo_rq(message_id, self._peer_max_pdu)
+        return _encode_c_echo(message_id, self._peer_max_pdu)
 
     def release(self) -> bytes:
         self._phase = Phase.release
@@ -2025,7 +2025,7 @@ def _load_codec() -> None:
     try:
         with _codec_lock:
             _encode_associate_rq("A", "B", 0, ("1.2.840.10008.1.2",), None)
-            _encode_c_echo_rq(0, 0)
+            _encode_c_echo(0, 0)
     except OSError as error:  # such as too many open files
         raise ImportError(f"this host cannot load pynetdicom: {_reason(error)}") from error
     except Exception as error:  # any: an old release fails in its own ways
@@ -2118,15 +2118,8 @@ def _encode_associate_ac(request: bytes, max_pdu: int, contexts: Mapping[int, tu
     return encoded[:10] + request[10:42] + encoded[42:]
 
 
-def _encode_c_echo_rq(message_id: int, peer_max_pdu: int) -> bytes:
-    return _encode_c_echo("C_ECHO_RQ", message_id, _CONTEXT_ID, peer_max_pdu)
-
-
-def _encode_c_echo(kind: str, message_id: int, context_id: int, peer_max_pdu: int) -> bytes:
-    """C-ECHO-RQ, or C-ECHO-RSP with Success, in as many P-DATA-TF PDUs as the peer's maximum length requires.
-
-    (PS3.7 9.3.5, PS3.8 D.1)
-    """
+def _encode_c_echo(message_id: int, peer_max_pdu: int, context_id: int = _CONTEXT_ID, kind: str = "C_ECHO_RQ") -> bytes:
+    """C-ECHO-RQ, or C-ECHO-RSP with Success, in as many PDUs as the peer's maximum length requires (PS3.8 D.1)."""
     encoded, places = _encode_c_echo_once(kind, context_id, peer_max_pdu)
     message = bytearray(encoded)
     for place, byte in zip(places, message_id.to_bytes(2, "little")):
@@ -2292,9 +2285,7 @@ def _decode_command(data: bytes) -> _Command:
 _ITEM_NAMES = {
     0x10: "application context", 0x20: "presentation context", 0x21: "presentation context", 0x30: "abstract syntax",
     0x40: "transfer syntax", 0x50: "user information", 0x51: "maximum length", 0x52: "implementation class UID",
-    0x53: "asynchronous operations window", 0x54: "role selection", 0x55: "implementation version name",
-    0x56: "SOP class extended negotiation", 0x57: "SOP class common extended negotiation", 0x58: "user identity",
-    0x59: "user identity response",
+    0x55: "implementation version name", 0x58: "user identity", 0x59: "user identity response",
 }  # fmt: skip
 
 
@@ -2306,8 +2297,8 @@ def _describe_pdu(pdu: bytes) -> str:
             lines.append(f'called AE title "{_text(pdu[10:26])}", calling AE title "{_text(pdu[26:42])}"')
             for line in _describe_items(pdu, 74):
                 lines.append(line)
-        elif pdu[0] == 3:
-            lines.append(f"result {pdu[7]}, source {pdu[8]}, reason {pdu[9]}")
+        elif pdu[0] in (3, 7):
+            lines.append(f"{f'result {pdu[7]}, ' if pdu[0] == 3 else ''}source {pdu[8]}, reason {pdu[9]}")
         elif pdu[0] == 4:
             for context_id, header, fragment in _decode_p_data(pdu):
                 what = "command set" if header & 1 else "data set"
@@ -2315,8 +2306,6 @@ def _describe_pdu(pdu: bytes) -> str:
                 for name, value in _decode_command(fragment).elements.items() if header & 1 else ():
                     number = f"{int.from_bytes(value, 'little'):04X}H" if len(value) == 2 else _text(value)
                     lines.append(f"  {name}: {number}")
-        elif pdu[0] == 7:
-            lines.append(f"source {pdu[8]}, reason {pdu[9]}")
     return "".join(f"  {_printable(line)}\n" for line in lines)
 
 
@@ -2456,39 +2445,37 @@ class _Stream:
 
     def outcomes(self, idle: Callable[[], None] = lambda: None) -> Generator[Any, None, None]:
         """Yield outcomes as they come; call ``idle`` once a second meanwhile. Closing it ends all tasks."""
+        import queue
+
         with contextlib.ExitStack() as stack:
-            theirs, thread = None, None
+            theirs = None
             try:
                 self._ours, theirs = map(stack.enter_context, socket.socketpair())
                 thread = threading.Thread(target=self._run, args=(theirs,), name="dicom-echo", daemon=True)
+                stack.callback(self._join, thread)  # before it starts, as an interruption may come at any moment
                 thread.start()
             except (OSError, RuntimeError):  # no descriptors, or no thread can be started: do without
                 with contextlib.closing(_take_turns(self._tasks, self._at_once, theirs)) as outcomes:
                     yield from itertools.takewhile(lambda _: self._outcomes.empty(), outcomes)
                 return
-            try:
-                yield from self._read(idle)
-            finally:
-                self.end()
-                if not sys.is_finalizing():  # when a thread does not end any more, but stops wherever it is
-                    thread.join()
+            due = time.monotonic() + 1.0
+            while True:
+                try:  # on Windows, Ctrl-C does not end a wait without a timeout
+                    outcome = self._outcomes.get(timeout=max(0.0, due - time.monotonic()))
+                except queue.Empty:
+                    idle()
+                    due = time.monotonic() + 1.0
+                    continue
+                if outcome is None:
+                    return
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                yield outcome
 
-    def _read(self, idle: Callable[[], None]) -> Iterator[Any]:
-        import queue
-
-        due = time.monotonic() + 1.0
-        while True:
-            try:  # on Windows, Ctrl-C does not end a wait without a timeout
-                outcome = self._outcomes.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                idle()
-                due = time.monotonic() + 1.0
-                continue
-            if outcome is None:
-                return
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield outcome
+    def _join(self, thread: threading.Thread) -> None:
+        self.end()
+        if thread.is_alive() and not sys.is_finalizing():  # when a thread does not end, but stops wherever it is
+            thread.join()
 
     def _run(self, stop: socket.socket) -> None:
         try:
@@ -2520,14 +2507,8 @@ class _Plan(NamedTuple):
     wait: float | None = None  # seconds; retry until Success
 
 
-class _Begun(NamedTuple):
-    """An echo has been started."""
-
-    target: _Request
-
-
 class _Echoed(NamedTuple):
-    """An echo of a campaign, and whether it is the last to its target."""
+    """An echo of a campaign, and whether it is the last to its target. Before it, its target tells that it begins."""
 
     target: _Request
     result: EchoResult
@@ -2589,16 +2570,13 @@ class _Statistics:
     @property
     def verdict(self) -> EchoResult:
         """The result that counts for a target: its last failure or, if there is none, its last echo."""
-        verdict = self.last if self.last_failure is None else self.last_failure
-        if verdict is None:
-            raise AssertionError("no echo has been added")
-        return verdict
+        return cast("EchoResult", self.last if self.last_failure is None else self.last_failure)
 
 
 class _Tally:
     """Counts echoes on their way to a report: in all, and for each target."""
 
-    def __init__(self, outcomes: Iterable[_Begun | _Echoed], targets: Sequence[_Request]) -> None:
+    def __init__(self, outcomes: Iterable[_Request | _Echoed], targets: Sequence[_Request]) -> None:
         self._outcomes = outcomes
         self.targets = targets
         self.total = _Statistics()
@@ -2608,8 +2586,8 @@ class _Tally:
 
     def __iter__(self) -> Iterator[_Echoed]:
         for event in self._outcomes:
-            if isinstance(event, _Begun):
-                self.under_way[event.target] = None
+            if isinstance(event, _Request):
+                self.under_way[event] = None
                 continue
             self.under_way.pop(event.target, None)
             self.of.setdefault(event.target, _Statistics()).add(event.result)
@@ -2623,7 +2601,7 @@ class _Tally:
 
 
 def _campaign(targets: Sequence[_Request], plan: _Plan, jobs: int) -> _Stream:
-    """Run the plan for each target, several in parallel; the outcomes are `_Begun` and `_Echoed`."""
+    """Run the plan for each target, several in parallel; the outcomes are `_Request` and `_Echoed`."""
     if plan.echoes != 1 or plan.wait is not None:
         _load_codec()  # now: the archive that it comes from may be replaced during a long run
     return _Stream(_by_endpoint(targets, lambda target: _rounds(target, plan)), jobs)
@@ -2645,7 +2623,6 @@ def _by_endpoint(requests: Iterable[_Request], ask: Callable[[_Request], _Waitin
 
 
 def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
-    """The echoes to one target, one after the other."""
     ids = _message_ids(plan.first_id)
     if plan.wait is not None:
         yield from _retry(request, ids, plan.wait)
@@ -2655,15 +2632,12 @@ def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
         return
     for last, pause in _pauses(plan):
         yield pause
-        yield _Begun(request)
+        yield request
         yield _Echoed(request, (yield from _probe(request, next(ids), request.timeout)), last)
 
 
 def _message_ids(first: int) -> Iterator[int]:
-    number = first
-    while True:
-        yield number
-        number = number % 0xFFFF + 1
+    return itertools.accumulate(itertools.repeat(first), lambda last, _: last % 0xFFFF + 1)
 
 
 def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
@@ -2681,18 +2655,18 @@ def _pauses(plan: _Plan) -> Iterator[tuple[bool, _Wait]]:
 
 def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[None]:
     """Retry at growing intervals until Success or until the time is up; the last try is the result."""
-    tries, end, delay = 0, time.perf_counter() + seconds, 0.2
-    yield _Begun(request)
-    while True:
-        tries += 1
+    end, delay = time.perf_counter() + seconds, 0.2
+    yield request
+    for tries in itertools.count(1):
         left = max(end - time.perf_counter(), 0.2)  # so that the last try has a little time, too
         result = yield from _probe(request, next(ids), min(request.timeout, left))
-        if result.ok or time.perf_counter() >= end:
+        if result.ok:
+            break
+        if time.perf_counter() >= end:
+            result = result._replace(notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
             break
         yield _Wait(None, 0, min(time.perf_counter() + delay, end))
         delay = min(delay * 1.5, 2.0)
-    if not result.ok:
-        result = result._replace(notes=(*result.notes, f"gave up after {tries} {'tries' if tries > 1 else 'try'}"))
     yield _Echoed(request, result, True)
 
 
@@ -2702,7 +2676,7 @@ def _over_one_association(request: _Request, ids: Iterator[int], plan: _Plan) ->
     try:
         for last, pause in _pauses(plan):
             yield pause
-            yield _Begun(request)
+            yield request
             echo = _Echo(request, next(ids), request.timeout)
             try:
                 if association and (ended := association.resume(echo)):
@@ -2760,7 +2734,6 @@ class _Style(NamedTuple):
         yield label + self.paint(colour, line)
 
     def cut(self, text: str, columns: int) -> str:
-        """Cut a text to a number of columns."""
         if _columns(text) > columns:
             while text and _columns(text) >= columns:
                 text = text[:-1]
@@ -2775,14 +2748,7 @@ _SYMBOLS = {
 _COLOURS = {"ok": "32", "failed": "31"}
 
 
-def _no_text(tally: _Tally) -> Iterator[str]:
-    """Nothing: the exit code tells the result."""
-    for _ in tally:
-        yield from ()
-
-
 def _text_on_one(tally: _Tally, style: _Style) -> Iterator[str]:
-    """Text on one echo: the verdict, and on a failure where it went wrong and what to do."""
     for event in tally:
         yield from _headline("", event.result, style)
         yield from _circumstances(event.result, style)
@@ -2792,15 +2758,13 @@ def _text_on_one(tally: _Tally, style: _Style) -> Iterator[str]:
 
 
 def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
-    """Text on many echoes to one target, as ping has it."""
+    """Many echoes to one target, as ping has them."""
     target = tally.targets[0]
     seen: tuple[object, ...] = ()
     yield f"C-ECHO to {target.target} as {target.calling_ae_title}"
     for _, result, _ in tally:
-        if result.ok:
-            yield f"seq={tally.total.sent} {_answer(result)}"
-        else:
-            yield from _headline(f"seq={tally.total.sent} id={result.message_id} ", result, style)
+        yield from _one_of_many(f"seq={tally.total.sent} ", result, style)
+        if not result.ok:
             if (failure := (result.kind, str(result.error), result.status)) != seen:
                 yield from _circumstances(result, style)
             seen = failure
@@ -2811,15 +2775,19 @@ def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
     took = f"time {every.duration * 1000:.0f} ms{under_way}"
     yield f"{every.sent} sent, {every.succeeded} succeeded, {every.loss:.4g}% loss, {took}"
     if every.succeeded:
-        yield f"min/avg/max/mdev = {_four_times(every)} ms"
+        yield f"min/avg/max/mdev = {'/'.join(_four_times(every))} ms"
     if every.succeeded >= 5:  # enough for a picture: each time as a bar, against the longest
         bars = style.symbol("sparks")
         scale = (len(bars) - 1) / (max(every.recent) or 1.0)
         yield "".join(bars[round(each * scale)] for each in every.recent)[-(style.width or 60) :]
 
 
-def _answer(result: EchoResult) -> str:
-    return f"id={result.message_id} status=0000H time={result.total * 1000:.2f} ms"
+def _one_of_many(start: str, result: EchoResult, style: _Style) -> Iterator[str]:
+    start += f"id={result.message_id} "
+    if result.ok:
+        yield f"{start}status=0000H time={result.total * 1000:.2f} ms"
+    else:
+        yield from _headline(start, result, style)
 
 
 def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Iterator[str]:
@@ -2856,11 +2824,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             up = len(tally.targets) - tally.targets.index(event.target)
             yield f"\x1b[{up}A\x1b[K{row(event.target)}\x1b[{up}B\r\x1b[A"
         elif endless:
-            start = f"{name(event.target)}  seq={tally.of[event.target].sent} "
-            if event.result.ok:
-                yield start + _answer(event.result)
-            else:
-                yield from _headline(f"{start}id={event.result.message_id} ", event.result, style)
+            yield from _one_of_many(f"{name(event.target)}  seq={tally.of[event.target].sent} ", event.result, style)
         elif event.last:
             yield row(event.target)
             yield from _details(event.result, style)
@@ -2889,7 +2853,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
 def _times(statistics: _Statistics, repeated: bool) -> str:
     if not repeated:
         return f"{statistics.average * 1000:9.2f} ms" if statistics.succeeded else f"{'-':>9}   "
-    times = "/".join(_four_times(statistics).split("/")[:3]) if statistics.succeeded else "-/-/-"
+    times = "/".join(_four_times(statistics)[:3]) if statistics.succeeded else "-/-/-"
     rate = f"{statistics.succeeded}/{statistics.sent} {statistics.loss:.3g}% loss"
     return f"{rate} {times:>{36 - len(rate)}} ms"
 
@@ -2904,21 +2868,19 @@ def _columns(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
-def _four_times(statistics: _Statistics) -> str:
+def _four_times(statistics: _Statistics) -> list[str]:
     """Minimum, average, maximum and deviation, in milliseconds."""
     times = (statistics.minimum, statistics.average, statistics.maximum, statistics.deviation)
-    return "/".join(f"{seconds * 1000:.2f}" for seconds in times)
+    return [f"{seconds * 1000:.2f}" for seconds in times]
 
 
 def _verdict(result: EchoResult) -> str:
-    """The verdict in words."""
     if result.error:
         return f"{result.error.title}: {_printable(result.error.message)}"
     return "Success" if result.ok else f"Failed: status {_hex(result.status or 0)}, {result.status_text}"
 
 
 def _headline(label: str, result: EchoResult, style: _Style) -> Iterator[str]:
-    """The verdict with its symbol."""
     colour = "ok" if result.ok else "failed"
     return style.wrap(f"{label}{style.symbol(colour)} ", _verdict(result), colour)
 
@@ -2965,30 +2927,33 @@ def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
 
 def _particulars(result: EchoResult, style: _Style) -> Iterator[str]:
     """The addresses and titles really used, and what the peer reported about itself."""
-    rows: list[tuple[str, str]] = []
-    if result.local:
-        rows.append(("from", f"{result.calling_ae_title} at {result.local}"))
-    if result.remote:
-        rows.append(("to", f"{result.called_ae_title} at {result.remote}"))
-    rows.append(("message", f"ID {result.message_id}"))
+    rows = [
+        ("from", result.local and f"{result.calling_ae_title} at {result.local}"),
+        ("to", result.remote and f"{result.called_ae_title} at {result.remote}"),
+        ("message", f"ID {result.message_id}"),
+    ]
     if said := result.peer:
         name, uid, syntax = said.implementation_version_name, said.implementation_class_uid, said.transfer_syntax
         limit = "not stated" if said.max_pdu is None else f"{said.max_pdu} bytes" if said.max_pdu else "unlimited"
         known = next((f"{name} ({uid})" for name, uid in _TRANSFER_SYNTAXES.items() if uid == syntax), syntax)
-        rows.append(("peer", f"{name or 'no version name'} ({uid or 'no implementation class UID'})"))
-        rows.append(("accepted", f"maximum PDU length {limit}, transfer syntax {known or 'not stated'}"))
-        if said.user_identity:
-            rows.append(("identity", said.user_identity))
+        rows += [
+            ("peer", f"{name or 'no version name'} ({uid or 'no implementation class UID'})"),
+            ("accepted", f"maximum PDU length {limit}, transfer syntax {known or 'not stated'}"),
+            ("identity", said.user_identity),
+        ]
     if tls := result.tls:
         expiry = tls.certificate_expiry
         until = f"valid until {expiry:%Y-%m-%d %H:%M} UTC" if expiry else "of unknown expiry"
         verified = "" if tls.certificate_verified else "not verified, "
-        rows.append(("tls", f"{tls.version}, {tls.cipher}, certificate {verified}{until}"))
-        rows.append(("subject", tls.subject or "none"))
-        rows.append(("issuer", tls.issuer or "none"))
-        rows.append(("names", ", ".join(tls.names) or "none"))
+        rows += [
+            ("tls", f"{tls.version}, {tls.cipher}, certificate {verified}{until}"),
+            ("subject", tls.subject or "none"),
+            ("issuer", tls.issuer or "none"),
+            ("names", ", ".join(tls.names) or "none"),
+        ]
     for label, text in rows:
-        yield from style.wrap(f"   {label:<9} ", text)
+        if text:
+            yield from style.wrap(f"   {label:<9} ", text)
 
 
 def _notes(result: EchoResult, style: _Style) -> Iterator[str]:
@@ -3017,8 +2982,6 @@ def _json_lines(tally: _Tally, summary: bool) -> Iterator[str]:
 
 
 class _State(enum.IntEnum):
-    """How a monitoring plugin ends."""
-
     OK = 0
     WARNING = 1
     CRITICAL = 2
@@ -3086,9 +3049,12 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
     else:
         good, first = sum(state is _State.OK for state, *_ in judged), f"; {text}" if worst else ""
         yield f"DICOM ECHO {worst.name} - {good} of {len(judged)} targets OK{first} | ok={good};;;0;{len(judged)}"
-        lines, data, used = [f"{state.name} - {text}" for state, text, *_ in judged], [], set[str]()
+        lines, data, used = [f"{state.name} - {text}" for state, text, *_ in judged], [], dict[str, int]()
         for _, _, target, statistics in judged:
-            data += _performance(_unique(target.label or target.target, used), statistics, target, thresholds)
+            name = re.sub("['=|]", "_", _printable(target.label or target.target))
+            used[name] = used.get(name, 0) + 1
+            name += f" {used[name]}" if used[name] > 1 else ""
+            data += _performance(name, statistics, target, thresholds)
     yield from lines[:-1]
     yield f"{lines[-1]} | {' '.join(data)}" if data else lines[-1]
 
@@ -3125,15 +3091,6 @@ def _performance(name: str, statistics: _Statistics, target: _Request, threshold
 def _decimal(number: float) -> str:
     """A number without an exponent, which the guidelines do not allow."""
     return f"{number:.6f}".rstrip("0").rstrip(".")
-
-
-def _unique(name: str, used: set[str]) -> str:
-    """A label for performance data, numbered if it is already used."""
-    plain = re.sub("['=|]", "_", _printable(name))
-    numbered = (f"{plain} {number}" for number in itertools.count(2))
-    label = plain if plain not in used else next(each for each in numbered if each not in used)
-    used.add(label)
-    return label
 
 
 def _prometheus(tally: _Tally) -> Iterator[str]:
@@ -3196,54 +3153,46 @@ class _Visit:
         self.proposed: list[tuple[str, list[str]]] = []  # SOP classes, each with its transfer syntaxes
         vars(self).update(said)
 
-
-def _visits_text(visits: Iterable[_Visit], style: _Style) -> Iterator[str]:
-    """A line for each visit, then the totals."""
-    names = {uid: name for name, uid in _TRANSFER_SYNTAXES.items()}
-    totals: dict[str, int] = {}
-    for visit in _counted(visits, totals):
-        line = f"{visit.started_at:%Y-%m-%d %H:%M:%S} {_host_port(visit.host, visit.port)}"
-        if visit.called is not None:
+    def text(self, style: _Style) -> str:
+        line = f"{self.started_at:%Y-%m-%d %H:%M:%S} {_host_port(self.host, self.port)}"
+        if self.called is not None:
+            names = {uid: name for name, uid in _TRANSFER_SYNTAXES.items()}
             proposed = [
                 f"Verification ({', '.join(names.get(each, each) for each in syntaxes)})"
-                for sop_class, syntaxes in visit.proposed if sop_class == _VERIFICATION
+                for sop_class, syntaxes in self.proposed if sop_class == _VERIFICATION
             ]  # fmt: skip
-            others = len(visit.proposed) - len(proposed)
-            proposed += [f"{others} other{'s' * (others > 1)}"] if others else []
-            who = ", ".join(filter(None, [visit.version_name or "no version name", visit.tls]))
-            line += f' "{visit.calling}" calls "{visit.called}" ({who}), proposes {", ".join(proposed) or "nothing"};'
-            line += f" {visit.echoes or 'no'} echo{'es' * (visit.echoes > 1)} answered;"
-        line += f" {visit.end}{visit.hint and '; hint: '}{visit.hint}"
-        verdict = "ok" if visit.echoes else "failed"
-        yield f"{style.symbol(verdict)} {style.paint(verdict, _printable(line))}"
-    yield ", ".join(f"{name}: {number}" for name, number in totals.items())
+            if others := len(self.proposed) - len(proposed):
+                proposed.append(f"{others} other{'s' * (others > 1)}")
+            who = ", ".join(filter(None, [self.version_name or "no version name", self.tls]))
+            line += f' "{self.calling}" calls "{self.called}" ({who}), proposes {", ".join(proposed) or "nothing"};'
+            line += f" {self.echoes or 'no'} echo{'es' * (self.echoes > 1)} answered;"
+        line += f" {self.end}{self.hint and '; hint: '}{self.hint}"
+        verdict = "ok" if self.echoes else "failed"
+        return f"{style.symbol(verdict)} {style.paint(verdict, _printable(line))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1, "type": "association", "time": _iso(self.started_at.astimezone(timezone.utc)),
+            "remote": _host_port(self.host, self.port), "tls": self.tls, "called_ae_title": self.called,
+            "calling_ae_title": self.calling, "implementation_version_name": self.version_name,
+            "proposed": [{"sop_class": name, "transfer_syntaxes": syntaxes} for name, syntaxes in self.proposed],
+            "echoes": self.echoes, "reject_reason": self.rejected, "end": self.end, "hint": self.hint or None,
+        }  # fmt: skip
 
 
-def _visits_json(visits: Iterable[_Visit]) -> Iterator[str]:
-    """An object for each visit, then one with the totals."""
+def _visits(visits: Iterable[_Visit], style: _Style | None) -> Iterator[str]:
+    """A line for each visit, then the totals: as text or, without a style, as JSON."""
     import json
 
-    totals: dict[str, int] = {}
-    for visit in _counted(visits, totals):
-        proposed = [{"sop_class": name, "transfer_syntaxes": syntaxes} for name, syntaxes in visit.proposed]
-        association = {
-            "time": _iso(visit.started_at.astimezone(timezone.utc)), "remote": _host_port(visit.host, visit.port),
-            "tls": visit.tls, "called_ae_title": visit.called, "calling_ae_title": visit.calling,
-            "implementation_version_name": visit.version_name, "proposed": proposed, "echoes": visit.echoes,
-            "reject_reason": visit.rejected, "end": visit.end, "hint": visit.hint or None,
-        }  # fmt: skip
-        yield json.dumps({"schema_version": 1, "type": "association", **association})
-    yield json.dumps({"schema_version": 1, "type": "association_summary", **totals})
-
-
-def _counted(visits: Iterable[_Visit], totals: dict[str, int]) -> Iterator[_Visit]:
-    totals.update(connections=0, associations=0, rejected=0, echoes=0)
+    totals = {"connections": 0, "associations": 0, "rejected": 0, "echoes": 0}
     for visit in visits:
         totals["connections"] += 1
         totals["associations"] += visit.called is not None and visit.rejected is None
         totals["rejected"] += visit.rejected is not None
         totals["echoes"] += visit.echoes
-        yield visit
+        yield visit.text(style) if style else json.dumps(visit.to_dict())
+    text = ", ".join(f"{name}: {number}" for name, number in totals.items())
+    yield text if style else json.dumps({"schema_version": 1, "type": "association_summary", **totals})
 
 
 # -- 13. other end -----------------------------------------------------------------------------------------------------
@@ -3256,18 +3205,6 @@ _CALL_SECONDS = 10.0  # for TLS and the A-ASSOCIATE-RQ
 _IDLE_SECONDS = 60.0  # from an answer to the next request
 _MAX_REQUEST_LENGTH = 1 << 16  # 128 presentation contexts fit
 
-# What OpenSSL calls it, what we call it, and what to do.
-_CALLERS_TLS_FAILURES = [
-    ("HTTP_REQUEST", "the caller speaks HTTP", "this port is for DICOM over TLS"),
-    ("WRONG_VERSION", "the caller does not use TLS", "turn TLS on at the caller, or listen without --tls"),
-    ("RETURN_A_CERT", "the caller presents no certificate", "give it one, or listen without --cacert"),
-    ("VERIFY_FAILED", "the caller's certificate is not trusted", "pass the CA that issued it with --cacert"),
-    ("ALERT_(UNKNOWN_CA|BAD_CERT|CERT|UNSUPPORTED_CERT)", "the caller refuses our certificate",
-     "let the caller trust the CA that issued --cert"),
-    ("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION", "the caller offers no TLS 1.2 or later",
-     "configure the caller for TLS 1.2 or later"),
-]  # fmt: skip
-
 
 class _OtherEnd(_Stream):
     """A Verification SCP, and the stream of visits to it."""
@@ -3279,6 +3216,7 @@ class _OtherEnd(_Stream):
         super().__init__([*map(self._accept, listeners), self._limit(wait)], _MAX_CALLERS)
         self.addresses = [_host_port(*each.getsockname()[:2]) for each in listeners]
         self.accepted = self.answered = 0
+        self.missed = ""  # what has not come within the time limit
         self._called, self._calling, self._tls, self._count = called, calling, tls, count
         self._open: dict[_Visit, _Wire] = {}  # the one that has been silent longest comes first
 
@@ -3298,6 +3236,7 @@ class _OtherEnd(_Stream):
         if seconds < math.inf:
             yield _Wait(None, 0, time.perf_counter() + seconds)
             if not self.answered:
+                self.missed = f"{'no echo' if self.accepted else 'nobody called'} within {seconds:g} s"
                 self.end()
 
     def _accept(self, listener: socket.socket) -> _Waiting[None]:
@@ -3325,17 +3264,14 @@ class _OtherEnd(_Stream):
             self._open[visit].hang_up()
 
     def _attend(self, visit: _Visit, wire: _Wire) -> _Waiting[None]:
-        """Serve a caller, whatever it does."""
-        hint = ""
         with contextlib.closing(wire):
             try:
                 end = yield from self._converse(visit, wire)
             except TLSFailed as error:
-                reason = getattr(error.__context__, "reason", None) or ""  # OpenSSL's
-                known = [told for pattern, *told in _CALLERS_TLS_FAILURES if re.search(pattern, reason)]
-                end, hint = known[0] if known else (f"TLS handshake failed: {error.detail}", "")
+                end = f"TLS failed: {error.message.replace('the peer', 'the caller')} ({error.detail})"
             except EchoError as error:
-                end, hint = error.message.replace("the peer", "the caller"), error.hint
+                end = error.message.replace("the peer", "the caller")
+                visit.hint = visit.hint or error.hint
                 if isinstance(error, ProtocolError):
                     wire.send_at_once(_ABORT)
             except TimeoutError:
@@ -3343,8 +3279,7 @@ class _OtherEnd(_Stream):
             except Exception as error:  # any: the other callers are still served
                 end = f"internal error: {error!r}"
         del self._open[visit]
-        if not visit.end:
-            visit.end, visit.hint = end, visit.hint or hint
+        visit.end = visit.end or end
         yield visit
         if self._has_enough():
             self.end()
@@ -3354,11 +3289,11 @@ class _OtherEnd(_Stream):
 
     def _converse(self, visit: _Visit, wire: _Wire) -> _Waiting[str]:
         """Answer the requests of a caller; return how the association ended."""
-        caller = _Caller(wire)
+        buffer = bytearray()  # what has been received and not been used
         wire.until = time.perf_counter() + _CALL_SECONDS
         if self._tls:
             visit.tls = (yield from wire.shake_hands(self._tls, server_side=True)).version()
-        request = yield from caller.receive_pdu(_MAX_REQUEST_LENGTH, 1)
+        request = yield from _receive_pdu(wire, buffer, _MAX_REQUEST_LENGTH, 1)
         contexts, max_pdu = _read_associate_rq(visit, request)
         if rejection := self._rejection(visit, request):
             source, reason = rejection
@@ -3369,7 +3304,7 @@ class _OtherEnd(_Stream):
         while True:
             self._open[visit] = self._open.pop(visit)
             wire.until = time.perf_counter() + (_RELEASE_TIMEOUT if self._has_enough() else _IDLE_SECONDS)
-            kind, context_id, message_id = yield from caller.receive_request()
+            kind, context_id, message_id = yield from _receive_request(wire, buffer)
             wire.until = time.perf_counter() + _CALL_SECONDS
             if kind == 7:
                 return "aborted by the caller"
@@ -3378,7 +3313,7 @@ class _OtherEnd(_Stream):
                 return "released"
             if context_id not in contexts or contexts[context_id][0]:
                 raise ProtocolError(f"aborted by this end: presentation context {context_id} was not accepted")
-            yield from wire.send(_encode_c_echo("C_ECHO_RSP", message_id, context_id, max_pdu))
+            yield from wire.send(_encode_c_echo(message_id, max_pdu, context_id, "C_ECHO_RSP"))
             visit.echoes += 1
             self.answered += 1
 
@@ -3399,52 +3334,43 @@ class _OtherEnd(_Stream):
         return (1, next(iter(wrong))) if wrong else None
 
 
-class _Caller:
-    """Reads what a caller sends, and nothing that it may not send yet."""
+def _receive_pdu(wire: _Wire, buffer: bytearray, room: int, *types: int) -> _Waiting[bytes]:
+    """A whole PDU of one of the expected types; its type is checked first, then its length."""
+    while True:
+        start, size = bytes(buffer[:6]), 6 + int.from_bytes(buffer[2:6], "big")
+        if len(start) == 6:
+            if start.startswith(b"\x16\x03"):
+                raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
+            if start[0] not in types:
+                expected = " or ".join(_PDU_NAMES[kind] for kind in types)
+                raise ProtocolError(f"received {_PDU_NAMES.get(start[0], str(start)[2:-1])}, expected {expected}")
+            if size > room:
+                raise ProtocolError(f"received {_PDU_NAMES[start[0]]} of {size} bytes, expected no more than {room}")
+            if len(buffer) >= size:
+                pdu = bytes(buffer[:size])
+                del buffer[:size]
+                return pdu
+        if not (data := (yield from wire.receive())):
+            raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if buffer else ''}")
+        buffer += data
 
-    def __init__(self, wire: _Wire) -> None:
-        self._wire, self._buffer = wire, bytearray()
 
-    def _receive(self, size: int) -> _Waiting[None]:
-        while len(self._buffer) < size:
-            data = yield from self._wire.receive()
-            if not data:
-                raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if self._buffer else ''}")
-            self._buffer += data
-
-    def receive_pdu(self, room: int, *types: int) -> _Waiting[bytes]:
-        """A whole PDU of one of the expected types; its type is checked first, then its length."""
-        yield from self._receive(6)
-        start, size = bytes(self._buffer[:6]), 6 + int.from_bytes(self._buffer[2:6], "big")
-        if start.startswith(b"\x16\x03"):
-            raise ProtocolError("the caller uses TLS", hint="listen with --tls, or turn TLS off at the caller")
-        if start[0] not in types:
-            expected = " or ".join(_PDU_NAMES[kind] for kind in types)
-            raise ProtocolError(f"received {_PDU_NAMES.get(start[0], str(start)[2:-1])}, expected {expected}")
-        if size > room:
-            raise ProtocolError(f"received {_PDU_NAMES[start[0]]} of {size} bytes, expected no more than {room}")
-        yield from self._receive(size)
-        pdu = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return pdu
-
-    def receive_request(self) -> _Waiting[tuple[int, int, int]]:
-        """The PDU type of the next request, and the presentation context and message ID of a C-ECHO-RQ, otherwise 0."""
-        data, room = b"", _MAX_REQUEST_LENGTH
-        while True:
-            pdu = yield from self.receive_pdu(room, 4, 5, 7)
-            room -= len(pdu)
-            if pdu[0] != 4:
-                return pdu[0], 0, 0
-            for context_id, header, fragment in _decode_p_data(pdu):
-                data += fragment
-                if header & 2:  # it is the last
-                    command = _decode_command(data if header & 1 else b"")
-                    field, message_id = command.number("Command Field"), command.number("Message ID")
-                    has_data_set = command.number("Command Data Set Type") != 0x0101
-                    if field != 0x0030 or message_id is None or has_data_set:
-                        raise ProtocolError("received a message other than C-ECHO-RQ")
-                    return 4, context_id, message_id
+def _receive_request(wire: _Wire, buffer: bytearray) -> _Waiting[tuple[int, int, int]]:
+    """The PDU type of the next request, and the presentation context and message ID of a C-ECHO-RQ, otherwise 0."""
+    data, room = b"", _MAX_REQUEST_LENGTH
+    while True:
+        pdu = yield from _receive_pdu(wire, buffer, room, 4, 5, 7)
+        room -= len(pdu)
+        if pdu[0] != 4:
+            return pdu[0], 0, 0
+        for context_id, header, fragment in _decode_p_data(pdu):
+            data += fragment
+            if header & 2:  # it is the last
+                command = _decode_command(data if header & 1 else b"")
+                field, message_id = command.number("Command Field"), command.number("Message ID")
+                if field != 0x0030 or message_id is None or command.number("Command Data Set Type") != 0x0101:
+                    raise ProtocolError("received a message other than C-ECHO-RQ")
+                return 4, context_id, message_id
 
 
 def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, str]], int]:
@@ -3514,7 +3440,6 @@ def _peer_of_our_own(host: str) -> Iterator[str]:
 
 _USAGE_ERROR, _INTERRUPTED = 2, 128  # and the number of the signal
 _is_command = False  # _command() sets it: the streams and the signals of this process are ours
-_ANSWERED_OTHERWISE = ("status", "rejected", "not-supported", "aborted", "protocol")
 
 _DESCRIPTION = """\
 Send a DICOM C-ECHO to one or more nodes and report what happened.
@@ -3544,10 +3469,13 @@ def _complain(message: str, *further: str) -> None:
                 print(_encodable(_printable(line), sys.stderr), file=sys.stderr)
 
 
-def _unknown(why: str) -> int:
-    """What a monitoring system is told where there is no result."""
+def _give_up(for_nagios: bool, message: str, *further: str) -> int:
+    """Say why there is no result, to a monitoring system on standard output; return the exit code."""
+    if not for_nagios:
+        _complain(message, *further)
+        return _USAGE_ERROR
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, but the exit code tells it too
-        print(_encodable(f"DICOM ECHO UNKNOWN - {_plugin_line(why)}", sys.stdout))
+        print(_encodable(f"DICOM ECHO UNKNOWN - {_plugin_line('; '.join([message, *further]))}", sys.stdout))
     return _State.UNKNOWN
 
 
@@ -3607,25 +3535,15 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     return [(address.host, address.port)]
 
 
-def _parser() -> Any:
-    """All arguments and options, one paragraph a group."""
+def _parser(for_nagios: bool = False) -> Any:
     import argparse
 
     class Parser(argparse.ArgumentParser):
         """Reports an error in one line; argparse itself would print the usage before it."""
 
         def error(self, message: str, *further: str) -> NoReturn:
-            if self.get_default("for_nagios"):
-                raise SystemExit(_unknown("; ".join([message, *further])))
-            _complain(f"{message} (see {self.prog} --help)", *further)
-            raise SystemExit(_USAGE_ERROR)
-
-    class Help(argparse.Action):
-        """One screen, or everything; argparse's own action would ignore an error when printing."""
-
-        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-            print(_short_help() if self.option_strings == ["-h"] else parser.format_help().rstrip())
-            raise SystemExit(0)
+            see = "" if for_nagios else f" (see {self.prog} --help)"
+            raise SystemExit(_give_up(for_nagios, message + see, *further))
 
     # fmt: off
     width = min(80, _terminal_size(sys.__stdout__)[0])
@@ -3634,7 +3552,8 @@ def _parser() -> Any:
         epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}", add_help=False, allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=width, max_help_position=28),
     )
-    text = _argument(_given)
+    text, title = _argument(_given), _argument(_check_ae_title)
+    seconds, limit = _number(0, _MAX_SECONDS, float), _number(0, math.inf, float)
 
     add = parser.add_argument_group("Arguments").add_argument
     add("hosts", metavar="HOST", nargs="*",
@@ -3642,54 +3561,53 @@ def _parser() -> Any:
         "with --tls")
 
     add = parser.add_argument_group("DICOM Options").add_argument
-    add("-aec", "--called", "--called-ae-title", dest="called", metavar="AE", type=_argument(_check_ae_title),
+    add("-aec", "--called", "--called-ae-title", metavar="AE", type=title,
         help=f"called AE title (the peer's); overrides the one in HOST [{DEFAULT_CALLED_AE_TITLE}]")
-    add("-aet", "--calling", "--calling-ae-title", dest="calling", metavar="AE", type=_argument(_check_ae_title),
+    add("-aet", "--calling", "--calling-ae-title", metavar="AE", type=title,
         help=f"calling AE title (ours) [{DEFAULT_CALLING_AE_TITLE}]")
-    add("-id", "--id", "--message-id", dest="id", metavar="ID", type=_number(0, 0xFFFF, int), default=1,
+    add("-id", "--id", "--message-id", metavar="ID", type=_number(0, 0xFFFF, int), default=1,
         help="message ID of the first echo, 0-65535 [%(default)s]")
-    add("--max-pdu", metavar="BYTES", type=_argument(_max_pdu), default=16382,
+    add("--max-pdu", metavar="BYTES", type=_number(0, 0xFFFFFFFF, int), default=16382,
         help="maximum PDU length to announce; 0 is unlimited [%(default)s]")
-    add("--transfer-syntax", dest="transfer_syntaxes", metavar="NAME", action="append",
-        type=_argument(_transfer_syntax),
+    add("--transfer-syntax", metavar="NAME", action="append", type=_argument(_transfer_syntax),
         help="propose implicit, explicit, deflated, big-endian or a UID; repeatable [implicit, explicit]")
     add("--abort", action="store_true", help="end the association with A-ABORT instead of A-RELEASE")
 
-    add = parser.add_argument_group("User Identity Options").add_argument
-    add("--user", metavar="NAME", type=text, help="present this user name; its password, if any, is in "
+    group = parser.add_argument_group("User Identity Options")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    either("--user", metavar="NAME", type=text, help="present this user name; its password, if any, is in "
         "DICOM_ECHO_PASSWORD or --password-file")
     add("--password-file", metavar="FILE", type=text, help="read the password from FILE; - is standard input")
-    add("--jwt-file", metavar="FILE", type=text, help="present the JSON Web Token in FILE")
-    add("--saml-file", metavar="FILE", type=text, help="present the SAML assertion in FILE")
-    add("--kerberos-file", metavar="FILE", type=text, help="present the Kerberos service ticket in FILE")
+    either("--jwt-file", metavar="FILE", type=text, help="present the JSON Web Token in FILE")
+    either("--saml-file", metavar="FILE", type=text, help="present the SAML assertion in FILE")
+    either("--kerberos-file", metavar="FILE", type=text, help="present the Kerberos service ticket in FILE")
 
     group = parser.add_argument_group("Network Options")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("-t", "--timeout", metavar="SECONDS", type=_number(0.001, _MAX_SECONDS, float),
         help=f"time limit for a whole echo [{_DEFAULT_TIMEOUT:g}]")
-    either("-4", dest="family", action="store_const", const=socket.AF_INET, default=socket.AF_UNSPEC, help="IPv4 only")
-    either("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
+    family = group.add_mutually_exclusive_group().add_argument
+    family("-4", dest="family", action="store_const", const=socket.AF_INET, default=socket.AF_UNSPEC, help="IPv4 only")
+    family("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
     add("--source", metavar="ADDRESS", type=text, help="local IP address to connect from")
     add("--tls", action="store_true", help="use TLS 1.2 or later and verify the peer's certificate")
-    add("--cacert", metavar="FILE|DIR", type=text,
+    either("--cacert", metavar="FILE|DIR", type=text,
         help="trust the CA certificates in this PEM file or directory instead of the system's")
     add("--cert", metavar="FILE", type=text, help="client certificate (PEM)")
     add("--key", metavar="FILE", type=text, help="private key (PEM), if not in --cert")
     add("--key-password-file", metavar="FILE", type=text,
         help="read the pass phrase of the key from FILE (or set DICOM_ECHO_KEY_PASSWORD)")
     add("--ciphers", metavar="LIST", type=text, help="ciphers to propose, as OpenSSL's cipher list")
-    add("-k", "--insecure", action="store_true", help="do not verify the peer's certificate; only for diagnosis")
+    either("-k", "--insecure", action="store_true", help="do not verify the peer's certificate; only for diagnosis")
     add("--server-name", dest="server_hostname", metavar="NAME", type=_argument(_check_host),
         help="name expected in the peer's certificate (and sent as SNI) [HOST]")
 
     add = parser.add_argument_group("Repeat and Fleet Options").add_argument
     add("-c", "--count", metavar="N", type=_number(0, math.inf, int),
         help="send N echoes to each target; 0: until interrupted [1]")
-    add("-i", "--interval", metavar="SECONDS", type=_number(0, _MAX_SECONDS, float),
-        help="seconds between the starts of two echoes [1]")
+    add("-i", "--interval", metavar="SECONDS", type=seconds, help="seconds between the starts of two echoes [1]")
     add("--reuse", action="store_true", help="send all echoes over one association")
-    add("--wait", metavar="SECONDS", type=_number(0, _MAX_SECONDS, float),
-        help="retry until Success, for at most SECONDS")
+    add("--wait", metavar="SECONDS", type=seconds, help="retry until Success, for at most SECONDS")
     add("-T", "--targets", metavar="FILE", action="append", default=[], type=text,
         help="read targets from FILE, one per line, optionally followed by ' # label'; - is standard input")
     add("-j", "--jobs", metavar="N", type=_number(1, 10000, int),
@@ -3701,12 +3619,10 @@ def _parser() -> Any:
     add("-d", "--debug", action="store_true", help="like -v, and print every PDU on standard error")
     add("--format", choices=["text", "json", "nagios", "prometheus"], default="text", metavar="FORMAT",
         help="text, json, nagios or prometheus [%(default)s]")
-    add("--warning", metavar="MS", type=_number(0, math.inf, float), help="nagios: WARNING if the echo takes longer")
-    add("--critical", metavar="MS", type=_number(0, math.inf, float), help="nagios: CRITICAL if the echo takes longer")
-    add("--warning-cert", metavar="DAYS", type=_number(0, math.inf, float),
-        help="nagios: WARNING if the peer's certificate expires sooner")
-    add("--critical-cert", metavar="DAYS", type=_number(0, math.inf, float),
-        help="nagios: CRITICAL if the peer's certificate expires sooner")
+    add("--warning", metavar="MS", type=limit, help="nagios: WARNING if the echo takes longer")
+    add("--critical", metavar="MS", type=limit, help="nagios: CRITICAL if the echo takes longer")
+    add("--warning-cert", metavar="DAYS", type=limit, help="nagios: WARNING if the certificate expires sooner")
+    add("--critical-cert", metavar="DAYS", type=limit, help="nagios: CRITICAL if the certificate expires sooner")
     add("--output", metavar="FILE", type=text, help="write results to FILE, replacing it atomically")
     add("--color", choices=["auto", "always", "never"], default="auto", metavar="WHEN",
         help="auto, always or never; auto honours NO_COLOR and FORCE_COLOR [%(default)s]")
@@ -3723,8 +3639,8 @@ def _parser() -> Any:
     ):
         add(option, metavar="SHELL", nargs="?", choices=_SHELLS, const=True, help=f"{what} [the login shell]")
     add("-V", "--version", action="store_true", help="print versions; with -v, list the archive's contents")
-    add("-h", action=Help, nargs=0, help="print a short help")
-    add("--help", action=Help, nargs=0, help="print this help")
+    add("-h", dest="help", action="store_const", const="short", help="print a short help")
+    add("--help", action="store_true", help="print this help")
     # fmt: on
     return parser
 
@@ -3828,69 +3744,57 @@ def _completion_file(shell: str) -> Path:
     return Path(ask(program, "-NoProfile", "-NonInteractive", "-Command", "$PROFILE.CurrentUserAllHosts")[0])
 
 
-def _max_pdu(text: str) -> int:
-    if not text.isdecimal() or not (int(text) == 0 or 16 <= int(text) < 1 << 32):
-        raise ValueError(f"must be 0 (unlimited) or between 16 and 4294967295, not {text!r}")
-    return int(text)
+# An option that would do nothing is a mistake. Which options require the one before them, and which exclude it:
+_REQUIRED_BY = {
+    "--tls": "--cacert --cert --key --key-password-file --ciphers --insecure --server-name --warning-cert "
+    "--critical-cert",
+    "--cert": "--key --key-password-file",
+    "--user": "--password-file",
+    "--count": "--interval --reuse",
+    "--format=nagios": "--warning --critical --warning-cert --critical-cert",
+}
+_EXCLUDED_BY = {
+    "--self-test": "HOST --targets --tls",
+    "--listen": "HOST --targets --self-test --id --max-pdu --transfer-syntax --abort --user --jwt-file --saml-file "
+    "--kerberos-file -4 -6 --source --insecure --server-name --interval --reuse --wait --jobs --verbose --debug "
+    "--format=nagios --format=prometheus",
+    "--wait": "--count --reuse",
+    "--quiet": "--verbose --format --output",
+    "--verbose": "--format",
+}
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be combined: an option that would do nothing is a mistake."""
-    limits = [args.warning, args.critical, args.warning_cert, args.critical_cert]
-    tls_only = (args.cacert, args.cert, args.key, args.key_password_file, args.ciphers, args.server_hostname)
-    identities = [args.user, args.jwt_file, args.saml_file, args.kerberos_file]
-    not_to_listen = (
-        args.abort, args.transfer_syntaxes, args.family, args.source, args.insecure, args.server_hostname, args.reuse,
-        args.jobs, args.verbose, args.debug, args.format not in ("text", "json"),
-    )  # fmt: skip
-    inputs = [*args.targets, args.password_file, *identities[1:], args.key_password_file]
-    rules = [
-        (args.self_test and (args.hosts or args.targets), "--self-test cannot be combined with HOST"),
-        (args.self_test and args.tls, "--self-test cannot be combined with --tls"),
-        (not (args.self_test or args.listen or args.hosts or args.targets), f"no HOST given; expected {_FORM}"),
-        (args.listen and (args.hosts or args.targets or args.self_test),
-         "--listen cannot be combined with HOST, --targets and --self-test"),
-        (args.listen and (any(not_to_listen) or args.wait is not None or args.interval is not None or any(identities)),
-         "--listen can be combined only with -aec, -aet, -t, -c, -q, --format json, --output, --color, --tls, --cert, "
-         "--key, --key-password-file, --cacert and --ciphers"),
+def _check(args: argparse.Namespace, parser: Any) -> None:
+    given = {f"--format={args.format}"}
+    for action in parser._actions:
+        value = getattr(args, action.dest)
+        if value == action.const if action.const is not None else value not in (None, [], action.default):
+            given.add((action.option_strings or ["HOST"])[-1])
+    if args.count == 1:
+        given.discard("--count")
+    for needed, options in _REQUIRED_BY.items():
+        for option in options.split():
+            if option in given and needed not in given:
+                raise ValueError(f"{option} requires {needed}")
+    for option, others in _EXCLUDED_BY.items():
+        for other in others.split():
+            if {option, other} <= given:
+                raise ValueError(f"{option} cannot be combined with {other}")
+    for broken, rule in (
+        (not given & {"HOST", "--targets", "--self-test", "--listen"}, f"no HOST given; expected {_FORM}"),
         (args.listen and args.tls and not args.cert, "--listen with --tls requires --cert"),
-        (args.quiet and (args.format != "text" or args.output or args.verbose),
-         "--quiet cannot be combined with --verbose, --format and --output"),
-        (args.verbose and args.format != "text", "--verbose cannot be combined with --format"),
-        (args.wait is not None and (args.count is not None or args.reuse),
-         "--wait cannot be combined with --count and --reuse"),
-        (args.reuse and args.count in (None, 1), "--reuse requires --count"),
-        (args.interval is not None and args.count in (None, 1), "--interval requires --count"),
-        (args.jobs is not None and not args.targets and len(args.hosts) == 1, "--jobs requires several targets"),
+        (args.jobs and not args.targets and len(args.hosts) == 1, "--jobs requires several targets"),
         (args.count == 0 and args.format in ("nagios", "prometheus"),
          f"--count 0 cannot be combined with --format {args.format}"),
-        (args.format != "nagios" and limits != [None] * 4,
-         "--warning, --critical, --warning-cert and --critical-cert require --format nagios"),
-        (None not in limits[:2] and args.warning > args.critical, "--warning must not be above --critical"),
-        (None not in limits[2:] and args.warning_cert < args.critical_cert,
+        (args.critical is not None and (args.warning or 0) > args.critical, "--warning must not be above --critical"),
+        (args.warning_cert is not None and args.warning_cert < (args.critical_cert or 0),
          "--warning-cert must not be below --critical-cert"),
-        (not args.tls and (any(tls_only) or args.insecure or limits[2:] != [None] * 2),
-         "--cacert, --cert, --key, --key-password-file, --ciphers, --insecure, --server-name, --warning-cert and "
-         "--critical-cert require --tls"),
-        (args.key and not args.cert, "--key requires --cert"),
-        (args.key_password_file and not args.cert, "--key-password-file requires --cert"),
-        (args.insecure and args.cacert, "--insecure cannot be combined with --cacert"),
-        (len(args.transfer_syntaxes or ()) > 100, "--transfer-syntax can be given at most 100 times"),
-        (sum(map(bool, identities)) > 1, "--user, --jwt-file, --saml-file and --kerberos-file cannot be combined"),
-        (args.password_file and not args.user, "--password-file requires --user"),
-        (inputs.count("-") > 1, "standard input can be read only once"),
-    ]  # fmt: skip
-    for broken, rule in rules:
+    ):  # fmt: skip
         if broken:
             raise ValueError(rule)
-    from importlib.util import find_spec
-
-    if find_spec("pynetdicom") is None:
-        raise ValueError("pynetdicom is not installed: pip install pynetdicom, or use dicom-echo.pyz")
 
 
 def _versions(verbose: bool) -> Iterator[str]:
-    """Versions of the tool and its dependencies; verbose, what the archive that it runs from contains."""
     python = f"Python {'.'.join(map(str, sys.version_info[:3]))}"
     yield f"dicom-echo {__version__} ({', '.join([*_codec_versions(), python])})"
     if verbose:
@@ -3947,21 +3851,18 @@ def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
     import ssl
     from pathlib import Path
 
-    file = Path(cacert)
+    path, found = Path(cacert), list[bytes]()
+    pem = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
     try:
-        files = [file]
-        if file.is_dir():
-            files = [each for each in sorted(file.iterdir()) if each.is_file() and _has_pem(each, "CERTIFICATE")]
-            if not files:
-                raise ValueError(f"cannot use {file}: no file in it contains a certificate in PEM format")
-        for file in files:
-            context.load_verify_locations(file)
+        for file in filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]:
+            found += re.findall(pem, file.read_bytes(), re.DOTALL)
+        if not found:
+            raise ValueError(f"cannot use {cacert}: contains no certificate in PEM format")
+        context.load_verify_locations(cadata=b"\n".join(found).decode("ascii", "ignore"))
     except ssl.SSLError:
-        damaged = _has_pem(file, "CERTIFICATE")
-        why = "a certificate in it is damaged" if damaged else "contains no certificate in PEM format"
-        raise ValueError(f"cannot use {file}: {why}") from None
+        raise ValueError(f"cannot use {cacert}: a certificate in it is damaged") from None
     except OSError as error:
-        raise ValueError(f"cannot use {error.filename or file}: {_reason(error)}") from None
+        raise ValueError(f"cannot use {error.filename or cacert}: {_reason(error)}") from None
 
 
 def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: bytes | None) -> None:
@@ -3987,21 +3888,18 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: by
     except OSError as error:  # which does not name the file
         file = key if os.access(cert, os.R_OK) and not os.path.isdir(cert) else cert
         raise ValueError(f"cannot use {file}: {_reason(error)}") from None
-    if "KEY_TOO_SMALL" in reason:
-        why = f"{cert}: the key of a certificate is too weak (RSA needs 2048 bits)"
-    elif "MD_TOO_WEAK" in reason:
-        why = f"{cert}: the signature of a certificate is too weak (MD5 or SHA-1)"
-    elif not _has_pem(cert, "CERTIFICATE"):
-        why = f"{cert}: contains no certificate in PEM format"
-    elif not _has_pem(key, "PRIVATE KEY"):
-        why = f"{key}: contains no private key in PEM format"
-    elif "MISMATCH" in reason or reason == "NO_CERTIFICATE_ASSIGNED":
-        why = f"{key}: the key does not belong to the certificate in {cert}"
-    elif encrypted:
-        why = f"{key}: the pass phrase is wrong"
-    else:
-        why = f"{', '.join(dict.fromkeys((cert, key)))}: a certificate or key is damaged"
-    raise ValueError(f"cannot use {why}")
+    mismatch = "MISMATCH" in reason or reason == "NO_CERTIFICATE_ASSIGNED"
+    for is_so, file, why in (
+        ("KEY_TOO_SMALL" in reason, cert, "the key of a certificate is too weak (RSA needs 2048 bits)"),
+        ("MD_TOO_WEAK" in reason, cert, "the signature of a certificate is too weak (MD5 or SHA-1)"),
+        (not _has_pem(cert, "CERTIFICATE"), cert, "contains no certificate in PEM format"),
+        (not _has_pem(key, "PRIVATE KEY"), key, "contains no private key in PEM format"),
+        (mismatch, key, f"the key does not belong to the certificate in {cert}"),
+        (encrypted, key, "the pass phrase is wrong"),
+        (True, ", ".join(dict.fromkeys((cert, key))), "a certificate or key is damaged"),
+    ):
+        if is_so:
+            raise ValueError(f"cannot use {file}: {why}")
 
 
 def _has_pem(file: Any, what: str) -> bool:
@@ -4017,11 +3915,9 @@ def _identity(args: argparse.Namespace) -> Identity | None:
         if args.password_file:
             password = _secret(args.password_file).decode("utf-8", "surrogateescape")
         return Identity(user=args.user, password=password)
-    for kind in ("jwt", "saml", "kerberos"):
-        if file := getattr(args, f"{kind}_file"):
-            identity: dict[str, Any] = {kind: _secret(file)}
-            return Identity(**identity)
-    return None
+    files = {"jwt": args.jwt_file, "saml": args.saml_file, "kerberos": args.kerberos_file}
+    secret: Any = {kind: _secret(file) for kind, file in files.items() if file}
+    return Identity(**secret) if secret else None
 
 
 def _secret(file: str) -> bytes:
@@ -4032,8 +3928,13 @@ def _secret(file: str) -> bytes:
     return secret
 
 
-def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
+def _targets(args: argparse.Namespace, tls: ssl.SSLContext | None) -> list[_Request]:
     """All peers of the command line and the files; raises one error for all that is wrong with them."""
+    options: Options = {
+        "timeout": args.timeout or _DEFAULT_TIMEOUT, "family": args.family, "source": args.source, "tls": tls,
+        "server_hostname": args.server_hostname, "identity": _identity(args), "max_pdu": args.max_pdu,
+        "transfer_syntaxes": args.transfer_syntax or ("implicit", "explicit"), "abort": args.abort,
+    }  # fmt: skip
     named: list[tuple[str, str, str | None]] = [("argument HOST", host, None) for host in args.hosts]
     wrong: list[str] = []
     for file in args.targets:
@@ -4055,13 +3956,8 @@ def _targets(args: argparse.Namespace, options: Options) -> list[_Request]:
 def _read_targets(file: str, wrong: list[str]) -> list[tuple[str, str, str | None]]:
     """The place, address and label of each target; bad lines are added to ``wrong``."""
     data, found = _read(file), []
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            text = data.decode("utf-16")
-        except UnicodeError:
-            raise ValueError(f"cannot read {file}: it begins like UTF-16 but is not; save it as UTF-8") from None
-    else:
-        text = data.decode("utf-8", "surrogateescape")
+    is_utf_16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = data.decode("utf-16", "replace") if is_utf_16 else data.decode("utf-8", "surrogateescape")
     for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
         where = f"{file}:{number}"
         address, label, *_ = *map(str.strip, re.split(r"\s#", line.strip("\ufeff"), maxsplit=1)), ""
@@ -4095,19 +3991,16 @@ def _read(file: str) -> bytes:
 def _jobs(wanted: int | None, targets: int) -> int:
     """How many targets to ask in parallel: as many as wanted, or as the system has room for."""
     jobs = min(wanted or _DEFAULT_JOBS, targets)
-    room = 500  # Windows' select takes 512 sockets
-    if sys.platform != "win32":
-        import resource
+    if sys.platform == "win32":
+        return min(jobs, 500)  # its select takes 512 sockets
+    import resource
 
-        needed = jobs + 64  # the rest of the process has files open too
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        room = max(1, allowed - 64)
-        if jobs > 1 and resource.RLIM_INFINITY != soft < allowed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if wanted and room < jobs:
-            raise ValueError(f"--jobs {jobs} needs {needed} open files, but the system allows {allowed}")
-    return min(jobs, room)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = jobs + 64  # the rest of the process has files open too
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if jobs > 1 and resource.RLIM_INFINITY != soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(1, min(jobs, allowed - 64))
 
 
 def _named_descriptor(file: str) -> int | None:
@@ -4141,8 +4034,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
             _check_folder(os.path.dirname(final), final)
         stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file)  # noqa: SIM115
     except (OSError, ValueError) as error:
-        no_reader = isinstance(error, OSError) and error.errno == errno.ENXIO
-        why = "nobody reads it" if no_reader else _reason(error)
+        why = "nobody reads it" if getattr(error, "errno", None) == errno.ENXIO else _reason(error)
         raise ValueError(f"cannot write {file}: {why}") from None
     try:
         with stream:
@@ -4175,34 +4067,11 @@ def _open_in_place(file: str) -> TextIO:
 
 def _check_folder(folder: str, file: str) -> None:
     """Raise before the first echo if a file cannot be created or replaced in a folder."""
-    if not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {folder}")
     status = os.stat(folder)
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     sticky = status.st_mode & 0o1000 and os.path.exists(file) and user not in (0, status.st_uid, os.stat(file).st_uid)
     if not os.access(folder, os.W_OK | os.X_OK) or sticky:
         raise ValueError(f"this user may not replace files in {folder}")
-
-
-def _report(args: argparse.Namespace, tally: _Tally, style: _Style) -> Iterator[str]:
-    """The format asked for."""
-    repeated = args.count not in (None, 1)
-    fleet = len(tally.targets) > 1 or bool(args.targets)  # a file of one line, too: its reader expects a table
-    if args.quiet:
-        return _no_text(tally)
-    if args.format == "json":
-        return _json_lines(tally, summary=repeated or fleet)
-    if args.format == "nagios":
-        return _nagios(tally, _thresholds(args))
-    if args.format == "prometheus":
-        return _prometheus(tally)
-    if fleet:
-        return _table(tally, style, repeated, args.count == 0)
-    return _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
-
-
-def _thresholds(args: argparse.Namespace) -> _Thresholds:
-    return _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
 
 
 def _is_terminal(stream: Any, or_dumb: bool = False) -> bool:
@@ -4213,7 +4082,6 @@ def _is_terminal(stream: Any, or_dumb: bool = False) -> bool:
 
 
 def _terminal_size(stream: Any) -> tuple[int, int]:
-    """Columns and lines."""
     width, height = 0, 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         width, height = os.get_terminal_size(stream.fileno())
@@ -4246,22 +4114,25 @@ def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
 
 
 def _progress(tally: _Tally) -> str:
-    """What is being waited for."""
-    name = next(iter(tally.under_way.copy()), tally.targets[0]).target
-    if len(tally.targets) == 1:
-        return f"waiting for {name} …"
-    return f"{tally.finished} of {len(tally.targets)} done, waiting for {name} …"
+    done = f"{tally.finished} of {len(tally.targets)} done, " if len(tally.targets) > 1 else ""
+    return f"{done}waiting for {next(iter(tally.under_way.copy()), tally.targets[0]).target} ..."
 
 
-def _unwritten(error: Exception) -> int:
-    """A broken pipe is fine; any other write error is reported."""
+def _show_progress(text: str) -> None:
+    text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+
+def _unwritten(error: Exception, for_nagios: bool = False) -> int:
+    """The exit code for a write error, which is reported unless it is a broken pipe."""
     if isinstance(error, BrokenPipeError):
         return 0
     _complain(f"cannot write the results: {_reason(error)}")
-    return _USAGE_ERROR
+    return _State.UNKNOWN if for_nagios else _USAGE_ERROR
 
 
-def _flush() -> int:
+def _flush(for_nagios: bool) -> int:
     """Flush; point a broken stream at devnull so that exit is quiet, where the process is ours."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
@@ -4272,7 +4143,7 @@ def _flush() -> int:
             with contextlib.suppress(OSError, ValueError):
                 if _is_command:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = _unwritten(error) if stream is sys.stdout else code
+            code = _unwritten(error, for_nagios) if stream is sys.stdout else code
         except (ValueError, AttributeError):
             pass  # closed, or an application's own
     return code
@@ -4289,10 +4160,10 @@ def _stop_signals() -> list[int]:
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP end the stream of results; a second one does what it would have done without us."""
 
-    def __init__(self, last_word: bool) -> None:
+    def __init__(self, stream: _Stream, last_word: bool) -> None:
+        self._stream = stream
         self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
         self.number = 0
-        self._stream: _Stream | None = None  # None: not begun
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -4301,8 +4172,7 @@ class _Signals:
 
         if not self.number:
             self.number, self._at = number, time.monotonic()
-            if self._stream:
-                self._stream.end()
+            self._stream.end()
         elif time.monotonic() - self._at > 0.1:  # sooner, it is the same one: sent to the process and to its group
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
@@ -4321,12 +4191,6 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if self._last_word else handler)
 
-    def watch(self, stream: _Stream) -> None:
-        """Let signals end this stream, including one that came before there was a stream to end."""
-        self._stream = stream
-        if self.number:
-            stream.end()
-
     def can_write(self, stream: Any) -> bool:
         """Wait until the reader takes more; after an interruption no longer than a second."""
         poll: Any = getattr(select, "poll", None)  # Windows polls only sockets
@@ -4344,11 +4208,7 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _debugging(wanted: bool) -> Iterator[None]:
-    """Show on standard error what is logged."""
-    if not wanted:
-        yield
-        return
+def _debugging() -> Iterator[None]:
     import logging
 
     log, handler = logging.getLogger("dicom_echo"), logging.StreamHandler()
@@ -4363,8 +4223,10 @@ def _debugging(wanted: bool) -> Iterator[None]:
 
 
 def _run(arguments: list[str], parser: Any) -> int:
-    """Carry out what the command line says."""
     args = parser.parse_intermixed_args(arguments)
+    if args.help:  # argparse's own action would ignore an error when printing
+        print(_short_help() if args.help == "short" else parser.format_help().rstrip())
+        return 0
     if args.version:
         print(*_versions(args.verbose), sep="\n")
         return 0
@@ -4374,96 +4236,98 @@ def _run(arguments: list[str], parser: Any) -> int:
                 complete = _completion_script if args.show_completion else _install_completion
                 print(complete(_login_shell() if shell is True else shell))
                 return 0
-            _check(args)
-            if args.listen:
-                tls = _tls_context(args) if args.tls else None
-                signals = stack.enter_context(_Signals(last_word=False))
-                stream = stack.enter_context(_output(args.output))
-                end = stack.enter_context(
-                    _listen(args.listen, args.called, args.calling, tls, args.count or 0, args.timeout or math.inf)
-                )
-                return _print_visits(args, end, signals, stream, stack)
-            options: Options = {
-                "timeout": args.timeout or _DEFAULT_TIMEOUT, "family": args.family, "source": args.source,
-                "tls": _tls_context(args) if args.tls else None, "server_hostname": args.server_hostname,
-                "identity": _identity(args), "max_pdu": args.max_pdu,
-                "transfer_syntaxes": args.transfer_syntaxes or ("implicit", "explicit"), "abort": args.abort,
-            }  # fmt: skip
+            _check(args, parser)
             if args.self_test:
                 own = _peer_of_our_own("::1" if args.family == socket.AF_INET6 else "127.0.0.1")
                 args.hosts = [stack.enter_context(own)]
-            targets = _targets(args, options)
-            jobs = _jobs(args.jobs, len(targets))
-            signals = stack.enter_context(  # only now: while standard input is read, a signal must end the process
-                _Signals(last_word=_is_command and args.format == "nagios")
-            )
+            tls = _tls_context(args) if args.tls else None
+            if args.listen:
+                wait = args.timeout or math.inf
+                other_end = _listen(args.listen, args.called, args.calling, tls, args.count or 0, wait)
+                results: _Stream = stack.enter_context(other_end)
+            else:
+                targets = _targets(args, tls)
+                count, interval = (1 if each is None else each for each in (args.count, args.interval))
+                plan = _Plan(args.id, count, interval, args.reuse, args.wait)
+                results = _campaign(targets, plan, _jobs(args.jobs, len(targets)))
+            # Only now: while standard input is read, a signal must end the process.
+            signals = stack.enter_context(_Signals(results, last_word=_is_command and args.format == "nagios"))
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
-            parser.error(*(re.sub(r"^source must", "--source must", str(each)) for each in error.args))
-        count = 1 if args.count is None else args.count
-        interval = 1.0 if args.interval is None else args.interval
-        campaign = _campaign(targets, _Plan(args.id, count, interval, args.reuse, args.wait), jobs)
-        return _print_report(args, targets, campaign, signals, stream, stack)
+            parameters = {"source": "--source", "max_pdu": "--max-pdu", "transfer_syntaxes": "--transfer-syntax"}
+            wrong = [str(each).partition(" ") for each in error.args]
+            parser.error(*(parameters.get(first, first) + space + rest for first, space, rest in wrong))
+        if isinstance(results, _OtherEnd):
+            code = _print_visits(args, results, stream, signals, stack)
+        else:
+            code = _print_echoes(args, results, targets, stream, signals, stack)
+        return max(code, _INTERRUPTED + signals.number) if signals.number and args.format != "nagios" else code
 
 
-def _print_report(
-    args: argparse.Namespace, targets: Sequence[_Request], campaign: _Stream, signals: _Signals, stream: TextIO,
-    stack: contextlib.ExitStack,
+def _print(
+    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, signals: _Signals, stack: contextlib.ExitStack,
+    show_progress: Callable[[str], None] = lambda _: None,
 ) -> int:  # fmt: skip
-    """Print the report as it comes; return the exit code."""
-    shows_progress = _shows_progress(args, stream)
-
-    def show(text: str) -> None:
-        if shows_progress:
-            text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
-            text = text if _encodable("…", sys.stderr) == "…" else text.replace("…", "...")
-            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-                print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
-
-    outcomes = campaign.outcomes(lambda: show(_progress(tally)))
-    stack.enter_context(contextlib.closing(outcomes))
-    tally = _Tally(outcomes, targets)
-    signals.watch(campaign)
-    unwritten = 0
+    """Print a report as it comes; return 0, or an exit code if it cannot be written."""
+    if args.debug:
+        stack.enter_context(_debugging())
     try:
-        with stack.pop_all(), _debugging(args.debug):  # closing the output may fail, too
-            for line in _report(args, tally, _style(args.color, args.verbose or args.debug, stream)):
-                show("")
-                if signals.number and _is_terminal(stream):
-                    print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
+        with stack.pop_all():  # closing the output may fail, too
+            for line in lines:
+                show_progress("")
+                if args.quiet:
+                    continue
                 if not signals.can_write(stream):
                     break
+                if signals.number and _is_terminal(stream):
+                    print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
-            show("")
+            show_progress("")
     except OSError as error:  # everything else that may fail is in a result
-        unwritten = _unwritten(error)
+        return _unwritten(error, args.format == "nagios")
+    return 0
+
+
+def _print_echoes(
+    args: argparse.Namespace, campaign: _Stream, targets: Sequence[_Request], stream: TextIO, signals: _Signals,
+    stack: contextlib.ExitStack,
+) -> int:  # fmt: skip
+    show_progress = _show_progress if _shows_progress(args, stream) else lambda _: None
+    outcomes = campaign.outcomes(lambda: show_progress(_progress(tally)))
+    tally = _Tally(stack.enter_context(contextlib.closing(outcomes)), targets)
+    style = _style(args.color, args.verbose or args.debug, stream)
+    thresholds = _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
+    repeated = args.count not in (None, 1)
+    fleet = len(targets) > 1 or bool(args.targets)  # a file of one line, too: its reader expects a table
+    if args.format == "json":
+        lines = _json_lines(tally, summary=repeated or fleet)
+    elif args.format == "nagios":
+        lines = _nagios(tally, thresholds)
+    elif args.format == "prometheus":
+        lines = _prometheus(tally)
+    elif fleet:
+        lines = _table(tally, style, repeated, args.count == 0)
+    else:
+        lines = _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
+    unwritten = _print(args, lines, stream, signals, stack, show_progress)
     if args.format == "nagios":
-        return _State.UNKNOWN if unwritten else _nagios_state(tally, _thresholds(args))
-    codes = [0 if kind == "ok" else 1 if kind in _ANSWERED_OTHERWISE else 3 for kind in tally.total.kinds]
-    return max(0, unwritten, *codes, _INTERRUPTED + signals.number if signals.number else 0)
+        return unwritten or _nagios_state(tally, thresholds)
+    answered = ("status", "rejected", "not-supported", "aborted", "protocol")
+    codes = [0 if kind == "ok" else 1 if kind in answered else 3 for kind in tally.total.kinds]
+    return max(0, unwritten, *codes)
 
 
 def _print_visits(
-    args: argparse.Namespace, end: _OtherEnd, signals: _Signals, stream: TextIO, stack: contextlib.ExitStack
+    args: argparse.Namespace, end: _OtherEnd, stream: TextIO, signals: _Signals, stack: contextlib.ExitStack
 ) -> int:
-    """Print visits as they end; return the exit code."""
-    signals.watch(end)
-    unwritten = 0
     if not args.quiet:
         _complain(f"listening on {' and '.join(end.addresses)}")
-    style = _style(args.color, False, stream)
-    try:
-        with stack.pop_all(), contextlib.closing(end.visits()) as visits:
-            for line in _visits_json(visits) if args.format == "json" else _visits_text(visits, style):
-                if not signals.can_write(stream):
-                    break
-                if not args.quiet:
-                    print(_encodable(line, stream), file=stream, flush=True)
-        if not (end.answered or signals.number or args.quiet):
-            _complain(f"{'no echo' if end.accepted else 'nobody called'} within {args.timeout:g} s")
-    except OSError as error:
-        unwritten = _unwritten(error)
-    return max(unwritten, 0 if end.answered else 3, _INTERRUPTED + signals.number if signals.number else 0)
+    visits = stack.enter_context(contextlib.closing(end.visits()))
+    style = None if args.format == "json" else _style(args.color, False, stream)
+    unwritten = _print(args, _visits(visits, style), stream, signals, stack)
+    if end.missed and not args.quiet:
+        _complain(end.missed)
+    return max(unwritten, 0 if end.answered else 3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -4477,32 +4341,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 every echo was answered with Success, 1 a peer answered, but not with Success, 2 wrong
-        usage or results that cannot be written, 3 no answer, 130 interrupted, 143 terminated. With ``--format nagios``
-        that of a monitoring plugin.
+        The exit code; ``--help`` lists them.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     for_nagios = _for_nagios(arguments)
     try:
-        parser = _parser()
-        parser.set_defaults(for_nagios=for_nagios)
-        code = _run(arguments, parser)
+        code = _run(arguments, _parser(for_nagios))
     except SystemExit as left:  # of argparse
         code = int(left.code or 0)
+    except ImportError as error:  # pynetdicom cannot be loaded
+        code = _give_up(for_nagios, str(error))
     except OSError as error:
-        code = _unwritten(error)
-        code = _State.UNKNOWN if for_nagios and code else code
+        code = _unwritten(error, for_nagios)
     except Exception as error:  # any: a bug; no monitoring system shall read more into it than that
-        what = f"internal error: {type(error).__name__}: {error}; please report it at {_ISSUES}"
-        what = str(error) if isinstance(error, ImportError) else what  # pynetdicom cannot be loaded
-        code = _unknown(what) if for_nagios else _USAGE_ERROR
-        if not for_nagios:
-            _complain(what)
-    unwritten = _flush()
-    return max(code, _State.UNKNOWN if for_nagios and unwritten else unwritten)
-
-
-_ISSUES = "https://github.com/rusty-dicom/dicom-echo/issues"
+        what = f"internal error: {type(error).__name__}: {error}"
+        code = _give_up(for_nagios, f"{what}; please report it at https://github.com/rusty-dicom/dicom-echo/issues")
+    return max(code, _flush(for_nagios))
 
 
 def _for_nagios(arguments: Sequence[str]) -> bool:

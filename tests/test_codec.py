@@ -127,7 +127,7 @@ def test_pynetdicom_reads_of_a_request_what_was_asked(called: str, calling: str,
 def test_the_echo_request_is_exact_and_fits_the_limit_of_the_peer(message_id: int) -> None:
     """PS3.8 D.1; the smallest have a PDU for every two bytes."""
     for limit in (*range(21), 50, 73, 74, 75, 128, 16384, 0xFFFFFFFF):
-        pdus, rest = rawpeer.split_pdus(echo._encode_c_echo_rq(message_id, limit))
+        pdus, rest = rawpeer.split_pdus(echo._encode_c_echo(message_id, limit))
         pdvs = [pdv for pdu in pdus for pdv in rawpeer.decode_pdvs(pdu.body)]
         assert (rest, {pdu.type for pdu in pdus}) == (b"", {rawpeer.P_DATA_TF})
         # No PDU is smaller than a header and 2 bytes.
@@ -277,6 +277,6 @@ def test_a_codec_that_is_too_old_is_told_with_its_versions(monkeypatch: pytest.M
     def broken(*_: object) -> bytes:
         raise TypeError("decode_msg() missing 1 required argument")
 
-    monkeypatch.setattr(echo, "_encode_c_echo_rq", broken)
+    monkeypatch.setattr(echo, "_encode_c_echo", broken)
     with pytest.raises(ImportError, match=r"^pynetdicom 2\.0\.2 or later is required .*; found pynetdicom \d"):
         echo._load_codec()

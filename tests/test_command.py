@@ -235,12 +235,7 @@ def test_debug_shows_each_pdu_with_its_time_on_standard_error(capsys: Capsys, pe
 
 # --- Options: what is refused ----------------------------------------------------------------------------------------
 
-TLS_ONLY = (
-    "--cacert, --cert, --key, --key-password-file, --ciphers, --insecure, --server-name, --warning-cert and "
-    "--critical-cert require --tls"
-)
-QUIET = "--quiet cannot be combined with --verbose, --format and --output"
-NAGIOS_ONLY = "--warning, --critical, --warning-cert and --critical-cert require --format nagios"
+TLS_ONLY = ("--cacert", "--cert", "--key", "--key-password-file", "--ciphers", "--server-name")
 AEC, AET = "argument -aec/--called/--called-ae-title: ", "argument -aet/--calling/--calling-ae-title: "
 SYNTAX = "a transfer syntax is one of implicit, explicit, deflated, big-endian or a UID"
 TITLE = "contains a backslash, a control character or a non-ASCII character"
@@ -248,7 +243,8 @@ TITLE = "contains a backslash, a control character or a non-ASCII character"
 # What is said, and the command lines of which it is said.
 REFUSALS: list[tuple[str, ...]] = [
     (f"no HOST given{FORM}", "", "-v"),
-    ("--self-test cannot be combined with HOST", "--self-test pacs", "--self-test -T file"),
+    ("--self-test cannot be combined with HOST", "--self-test pacs"),
+    ("--self-test cannot be combined with --targets", "--self-test -T file"),
     ("--self-test cannot be combined with --tls", "--self-test --tls"),
     (f"argument HOST: the port 0 is not in the range 1-65535{FORM}", "pacs:0"),
     (f"argument HOST: the host is missing{FORM}", "X@"),
@@ -263,10 +259,9 @@ REFUSALS: list[tuple[str, ...]] = [
     (f"{AET}the AE title is empty", "-aet ||| pacs"),
     ("argument -id/--id/--message-id: must be a whole number between 0 and 65535, not '65536'", "-id 65536 pacs"),
     ("argument -id/--id/--message-id: must be a whole number between 0 and 65535, not '1.5'", "--id 1.5 pacs"),
-    ("argument --max-pdu: must be 0 (unlimited) or between 16 and 4294967295, not '15'", "--max-pdu 15 pacs"),
-    ("argument --max-pdu: must be 0 (unlimited) or between 16 and 4294967295, not 'x'", "--max-pdu x pacs"),
+    ("--max-pdu must be 0 (unlimited) or in the range 16-4294967295, not 15", "--max-pdu 15 pacs"),
+    ("argument --max-pdu: must be a whole number between 0 and 4294967295, not 'x'", "--max-pdu x pacs"),
     (f"argument --transfer-syntax: {SYNTAX}, not 'nonsense'", "--transfer-syntax nonsense pacs"),
-    ("--transfer-syntax can be given at most 100 times", "--transfer-syntax=implicit " * 101 + "pacs"),
     ("argument -t/--timeout: must be between 0.001 and 86400, not '0'", "-t 0 pacs"),
     ("argument -t/--timeout: must be between 0.001 and 86400, not 'nan'", "-t nan pacs"),
     ("argument -t/--timeout: must be between 0.001 and 86400, not '1e300'", "-t 1e300 pacs"),
@@ -276,23 +271,26 @@ REFUSALS: list[tuple[str, ...]] = [
     ("argument -i/--interval: must be between 0 and 86400, not 'inf'", "-i inf pacs"),
     ("--interval requires --count", "-i 1 pacs", "-c 1 -i 1 pacs"),
     ("--reuse requires --count", "--reuse pacs"),
-    ("--wait cannot be combined with --count and --reuse", "--wait 1 -c 2 pacs", "--wait 1 --reuse pacs"),
+    ("--wait cannot be combined with --count", "--wait 1 -c 2 pacs", "--wait 1 -c 2 --reuse pacs"),
     ("argument -j/--jobs: must be a whole number between 1 and 10000, not '0'", "-j 0 a b"),
     ("--jobs requires several targets", "-j 2 pacs"),
-    (QUIET, "-q -v pacs", "-q --format json pacs", "-q --output file pacs"),
+    ("--quiet cannot be combined with --verbose", "-q -v pacs"),
+    ("--quiet cannot be combined with --format", "-q --format json pacs"),
+    ("--quiet cannot be combined with --output", "-q --output file pacs"),
     ("--verbose cannot be combined with --format", "-v --format json pacs"),
     ("--count 0 cannot be combined with --format prometheus", "-c 0 --format prometheus pacs"),
-    (NAGIOS_ONLY, "--warning 1 pacs", "--critical 1 --format json pacs", "--tls --warning-cert 1 pacs"),
-    (TLS_ONLY, "--cacert x pacs", "--cert x pacs", "--key x pacs", "--key-password-file x pacs", "--ciphers x pacs"),
-    (TLS_ONLY, "-k pacs", "--server-name x pacs"),
+    ("--warning requires --format=nagios", "--warning 1 pacs"),
+    ("--critical requires --format=nagios", "--critical 1 --format json pacs"),
+    ("--warning-cert requires --format=nagios", "--tls --warning-cert 1 pacs"),
+    *((f"{option} requires --tls", f"{option} x pacs") for option in TLS_ONLY),
+    ("--insecure requires --tls", "-k pacs"),
     ("--key requires --cert", "--tls --key x pacs"),
     ("--key-password-file requires --cert", "--tls --key-password-file x pacs"),
-    ("--insecure cannot be combined with --cacert", "--tls -k --cacert x pacs"),
-    ("--user, --jwt-file, --saml-file and --kerberos-file cannot be combined", "--user a --jwt-file b pacs"),
+    ("argument --cacert: not allowed with argument -k/--insecure", "--tls -k --cacert x pacs"),
+    ("argument --jwt-file: not allowed with argument --user", "--user a --jwt-file b pacs"),
     ("--password-file requires --user", "--password-file x pacs"),
     ("cannot read no-such: no such file or directory", "--jwt-file no-such pacs"),
-    ("standard input can be read only once", "--user a --password-file - -T -"),
-    ("cannot write /no/such/file: there is no folder /no/such", "--output /no/such/file pacs"),
+    ("cannot write /no/such/file: no such file or directory", "--output /no/such/file pacs"),
     ("unrecognized arguments: --no-such-option", "--no-such-option pacs"),
     ("unrecognized arguments: --time", "--time 1 pacs"),
     ("unrecognized arguments: -x", "-x pacs"),
@@ -359,7 +357,7 @@ def test_an_argument_that_is_no_text() -> None:
         ("--warning x pacs", "argument --warning: must be at least 0, not 'x'"),
         ("--warning 2 --critical 1 pacs", "--warning must not be above --critical"),
         ("--tls --warning-cert 1 --critical-cert 2 pacs", "--warning-cert must not be below --critical-cert"),
-        ("--warning-cert 1 pacs", TLS_ONLY),
+        ("--warning-cert 1 pacs", "--warning-cert requires --tls"),
         ("-c 0 pacs", "--count 0 cannot be combined with --format nagios"),
         ("-v pacs", "--verbose cannot be combined with --format"),
         ("--jwt-file no-such pacs", "cannot read no-such: no such file or directory"),
@@ -488,11 +486,12 @@ def test_without_any_installed_package(peer: RawPeer) -> None:
     for flag in ("--help", "--version"):
         outcome = run_process([*bare, flag])
         assert (outcome.code, outcome.err) == (0, "")
-    why = "pynetdicom is not installed: pip install pynetdicom, or use dicom-echo.pyz"
-    assert run_process([*bare, peer.address]) == Outcome(2, "", f"dicom-echo: {why}{HELP}")
+    why = "pynetdicom 2.0.2 or later is required (pip install pynetdicom); found none (ModuleNotFoundError: No module "
+    why += "named 'pynetdicom')"
+    assert run_process([*bare, peer.address]) == Outcome(2, "", f"dicom-echo: {why}\n")
     nagios = run_process([*bare, "--format", "nagios", peer.address])
     assert nagios == Outcome(3, f"DICOM ECHO UNKNOWN - {why}\n", "")
-    assert peer.received == []
+    assert not any(each.raw for each in peer.received)
 
 
 @posix
@@ -506,11 +505,11 @@ def test_few_open_files_are_blamed_on_this_host(peer: RawPeer, limit: int) -> No
 
 
 @posix
-def test_more_jobs_than_open_files_are_refused() -> None:
+def test_more_jobs_than_open_files() -> None:
     hosts = [f"127.0.0.1:{number}" for number in range(1, 10)]
-    outcome = in_shell('ulimit -Sn 12; ulimit -Hn 70; exec "$@"', *hosts, "-j", "9")
-    assert outcome == Outcome(2, "", f"dicom-echo: --jobs 9 needs 73 open files, but the system allows 70{HELP}")
-    assert in_shell('ulimit -Sn 12; ulimit -Hn 70; exec "$@"', *hosts).code == 3
+    for jobs in ([], ["-j", "9"]):
+        outcome = in_shell('ulimit -Sn 12; ulimit -Hn 70; exec "$@"', *hosts, *jobs)
+        assert (outcome.code, outcome.err) == (3, "")
 
 
 # --- Streams ---------------------------------------------------------------------------------------------------------
@@ -638,7 +637,7 @@ class Bare:
 
 
 class Odd(Bare):
-    encoding = "no-such-encoding"
+    encoding = None
     isatty = None
 
 
@@ -772,7 +771,7 @@ def test_a_host_s_broken_stream_stays_the_host_s() -> None:
     ("wanted", "soft", "hard", "expected", "raised"),
     [
         (None, 1024, 4096, 32, []), (None, 70, 4096, 32, [(96, 4096)]), (None, 70, 80, 16, [(80, 80)]),
-        (None, 10, 50, 1, [(50, 50)]), (100, 70, 4096, 100, [(164, 4096)]), (100, 70, 80, 0, [(80, 80)]),
+        (None, 10, 50, 1, [(50, 50)]), (100, 70, 4096, 100, [(164, 4096)]), (100, 70, 80, 16, [(80, 80)]),
     ],
 )  # fmt: skip
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
@@ -783,7 +782,5 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may(
     seen: list[object] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: seen.append(limits))
-    too_many = pytest.raises(ValueError, match="--jobs 100 needs 164 open files, but the system allows 80")
-    with contextlib.nullcontext() if expected else too_many:
-        assert dicom_echo._jobs(wanted, 200) == expected
+    assert dicom_echo._jobs(wanted, 200) == expected
     assert seen == raised

@@ -133,7 +133,7 @@ def test_the_request_keeps_to_the_maximum_length_that_the_peer_states(said: int 
     dialogue = due()
     dialogue.receive_data(associate_ac(max_length=said))
     dialogue.next_event()
-    assert dialogue.echo(1) == echo._encode_c_echo_rq(1, limit)
+    assert dialogue.echo(1) == echo._encode_c_echo(1, limit)
 
 
 ANY_PDU = {

@@ -31,7 +31,7 @@ for identity in IDENTITIES:
             print(dicom_echo._encode_associate_rq("CALLED", "CALLING", length, syntaxes, identity).hex())
 for length in (0, 7, 8, 21, 64, 16382):
     for message_id in (0, 1, 0x1234, 0xFFFF):
-        print(dicom_echo._encode_c_echo_rq(message_id, length).hex())
+        print(dicom_echo._encode_c_echo(message_id, length).hex())
 """
 
 
@@ -44,7 +44,7 @@ of_storage = len(pynetdicom.StoragePresentationContexts)
 import hashlib, inspect, json, pathlib, tempfile, uuid
 assert hashlib.sha256 and inspect.signature and json.dumps and pathlib.Path and tempfile.mkdtemp and uuid.uuid4
 print(pydicom.dcmread.__module__, pynetdicom.AE.__module__, context.abstract_syntax.name, of_storage)
-print(dicom_echo._encode_c_echo_rq.__module__, dicom_echo._encode_c_echo_once.__wrapped__("C_ECHO_RQ", 1, 0)[0].hex())
+print(dicom_echo._encode_c_echo.__module__, dicom_echo._encode_c_echo_once.__wrapped__("C_ECHO_RQ", 1, 0)[0].hex())
 """
 
 

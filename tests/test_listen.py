@@ -538,11 +538,13 @@ def test_tls_trouble_is_told(capsys: Capsys, tls_options: list[object], tls_file
         assert dicom_echo.probe(command.address, tls=client_context(tls_files, with_certificate=True)).ok
     _, out, err = command.outcome
     assert [line.partition(str(command.port))[2] for line in err.splitlines()] == [""], "only where it listens"
-    told = [line.split(" ", 4)[4].partition(";")[0] for line in out.splitlines()[:3]]
+    told = [line.split(" ", 4)[4].partition(" (")[0] for line in out.splitlines()[:3]]
     assert told == [
-        "the caller does not use TLS", "the caller presents no certificate", "the caller refuses our certificate",
-    ]  # fmt: skip
-    assert "the caller does not use TLS; hint: turn TLS on at the caller, or listen without --tls\n" in out
+        "TLS failed: the caller does not speak TLS",
+        "TLS failed: handshake failed",
+        "TLS failed: the caller does not trust our certificate",
+    ]
+    assert "(peer did not return a certificate)\n" in out
     assert ", TLSv1.3), proposes Verification (implicit, explicit); 1 echo answered; " in out
 
 
@@ -565,7 +567,7 @@ VISITS = [
 
 
 def test_text() -> None:
-    assert list(dicom_echo._visits_text(VISITS, dicom_echo._Style(False, False, False))) == [
+    assert list(dicom_echo._visits(VISITS, dicom_echo._Style(False, False, False))) == [
         '[OK] 2026-11-22 09:30:00 192.0.2.9:51514 "CT1" calls "ANY-SCP" (OFFIS_DCMTK_367), proposes Verification '
         "(implicit); 2 echoes answered; released",
         '[FAILED] 2026-11-22 09:30:00 [2001:db8::9]:51520 "CT2" calls "PACS" (no version name, TLSv1.3), proposes '
@@ -578,7 +580,7 @@ def test_text() -> None:
 
 
 def test_json() -> None:
-    first, second, third, totals = map(json.loads, dicom_echo._visits_json(VISITS[:3]))
+    first, second, third, totals = map(json.loads, dicom_echo._visits(VISITS[:3], None))
     schema = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
     for each in (first, second, third, totals):
         jsonschema.Draft202012Validator(schema).validate(each)

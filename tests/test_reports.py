@@ -37,7 +37,7 @@ from rawpeer import (
 )
 
 import dicom_echo as echo
-from dicom_echo import Phase, _Begun, _Echoed, _Request, _Style, _Tally, _Thresholds
+from dicom_echo import Phase, _Echoed, _Request, _Style, _Tally, _Thresholds
 
 GOLDEN = Path(__file__).with_name("golden.txt")
 SCHEMA = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
@@ -164,12 +164,12 @@ def rounds(last: bool = True) -> list[_Echoed]:
     return [*first, *second]
 
 
-def begun(events: Iterable[_Echoed]) -> list[_Begun]:
-    return [_Begun(event.target) for event in events]
+def begun(events: Iterable[_Echoed]) -> list[_Request]:
+    return [event.target for event in events]
 
 
 def targets(events: Iterable[Any]) -> list[_Request]:
-    return list(dict.fromkeys(event.target for event in events))
+    return list(dict.fromkeys(each if isinstance(each, _Request) else each.target for each in events))
 
 
 def tally(events: Iterable[Any], asked: Iterable[_Request] = ()) -> _Tally:

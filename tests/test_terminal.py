@@ -149,10 +149,10 @@ def test_after_a_second_a_terminal_and_nobody_else_is_told_what_is_waited_for(tm
         readers = [start(command=[*piped, reader, *json_lines]) for reader in ("head -n 9", "cat")]
 
     for run in told:
-        assert f"\r\x1b[Kwaiting for {silent.address} …" in run.result().out
+        assert f"\r\x1b[Kwaiting for {silent.address} ..." in run.result().out
         assert "waiting" not in "".join(screen(run.result().out))
     assert "waiting" not in (tmp_path / "results").read_text(encoding="utf-8")
-    assert f"1 of 2 done, waiting for {silent.address} …" in fleet.result().out
+    assert f"1 of 2 done, waiting for {silent.address} ..." in fleet.result().out
     assert [line.split()[0] for line in screen(fleet.result().out)[:2]] == [f"ANY-SCP@{REFUSED}", silent.address]
     assert max(map(columns, re.findall(r"\r\x1b\[K(\d of 2 done[^\r\n]*)", narrow.result().out))) < 30
     assert f"waiting for {silent.address} ..." in in_ascii.result().out
@@ -226,7 +226,7 @@ def test_endless_echoes_to_many_keep_a_row_for_each_up_to_date(silent: Endpoint)
 
 def test_ctrl_c_is_not_on_one_line_with_the_statistics(silent: Endpoint) -> None:
     def run(addresses: list[str], options: list[str]) -> Outcome:
-        told = addresses[-1] if options else "…"
+        told = addresses[-1] if options else "..."
         return run_on_terminal(*addresses, *options, "-t", 60, interrupt_after=told)
 
     one, two = [silent.address], [silent.address, REFUSED]

@@ -401,7 +401,7 @@ def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path) -> None:
         ("--cacert", key): f"cannot use {key}: contains no certificate in PEM format",
         ("--cacert", binary): f"cannot use {binary}: contains no certificate in PEM format",
         ("--cacert", damaged): f"cannot use {damaged}: a certificate in it is damaged",
-        ("--cacert", empty): f"cannot use {empty}: no file in it contains a certificate in PEM format",
+        ("--cacert", empty): f"cannot use {empty}: contains no certificate in PEM format",
         ("--cert", missing): f"cannot use {missing}: no such file or directory",
         ("--cert", binary): f"cannot use {binary}: contains no certificate in PEM format",
         ("--cert", cert): f"cannot use {cert}: contains no private key in PEM format",
