@@ -258,6 +258,21 @@ def test_a_stream_ends_from_any_thread_more_than_once_and_before_its_start() -> 
     assert list(unread.outcomes()) == []
 
 
+def test_an_interruption_while_the_thread_starts_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def silent() -> Task:
+        yield pause(60)
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with nothing_left_behind(patience=5), pytest.raises(KeyboardInterrupt):
+        list(_Stream([silent(), silent()], 2).outcomes())
+
+
 def test_an_exception_in_the_loop_is_raised_where_outcomes_are_read() -> None:
     def failing() -> Task:
         yield "begun"
