@@ -1260,9 +1260,12 @@ class _Association:
 
 
 def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
-    """Log PDUs, decoded and as hex. Without logging imported nobody reads it, and a start is faster."""
-    logging: Any = sys.modules.get("logging")
-    if logging and (log := logging.getLogger("dicom_echo")).isEnabledFor(logging.DEBUG):
+    """Log PDUs, decoded and as hex."""
+    if "logging" not in sys.modules:  # nobody reads it, and a start is faster
+        return
+    import logging  # waits for another thread that is importing it
+
+    if (log := logging.getLogger("dicom_echo")).isEnabledFor(logging.DEBUG):
         for at, direction, pdu in pdus:
             shown = _without_secret(pdu)
             name, size = _PDU_NAMES.get(pdu[0], "not DICOM"), f"{len(pdu)} bytes"
@@ -3992,15 +3995,17 @@ def _jobs(wanted: int | None, targets: int) -> int:
     """How many targets to ask in parallel: as many as wanted, or as the system has room for."""
     jobs = min(wanted or _DEFAULT_JOBS, targets)
     if sys.platform == "win32":
-        return min(jobs, 500)  # its select takes 512 sockets
-    import resource
+        room = 500  # its select takes 512 sockets
+    else:
+        import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = jobs + 64  # the rest of the process has files open too
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if jobs > 1 and resource.RLIM_INFINITY != soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return max(1, min(jobs, allowed - 64))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = jobs + 64  # the rest of the process has files open too
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if jobs > 1 and resource.RLIM_INFINITY != soft < allowed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        room = max(1, allowed - 64)
+    return min(jobs, room)
 
 
 def _named_descriptor(file: str) -> int | None:
