@@ -316,7 +316,8 @@ class ProtocolError(EchoError, ConnectionError, kind="protocol", title="Protocol
     """The peer sent something other than the expected DICOM (PS3.8 9.3, PS3.7 9.3.5), or no DICOM at all."""
 
 
-# What may be the cause and what to do, by the kind of the error and its message or, failing that, its phase; "" is any.
+# What may be the cause and what to do, by the kind of the error and its case: what happened or, failing that, where;
+# "" is any. `_Echo._explain` looks them up, in its order.
 _HINTS: dict[tuple[str, str], str] = {
     ("unreachable", "name not resolved"): "check the spelling and the name server, or use the IP address",
     ("unreachable", "other family"): "leave out -4, -6 and --source, or give another address",
@@ -578,11 +579,12 @@ class Identity:
         saml: bytes | str | None = None,
         jwt: bytes | str | None = None,
     ) -> None:
-        kinds = ((1, user), (3, kerberos), (4, saml), (5, jwt))
+        kinds = ((1, user), (3, kerberos), (4, saml), (5, jwt))  # PS3.7 Table D.3-14; 2 is a user with a password
         given = [(kind, value) for kind, value in kinds if value is not None]
         if len(given) != 1 or (password is not None and user is None):
             raise ValueError("an identity is a user, with or without a password, or one of kerberos, saml and jwt")
-        [(kind, primary)], secondary = given, "" if password is None else password
+        [(kind, primary)] = given
+        secondary = "" if password is None else password
         if not isinstance(primary, (str, bytes)) or not isinstance(secondary, str):
             raise TypeError("the parts of an identity must be str or bytes")
         self._type = kind if password is None else 2
@@ -1091,10 +1093,10 @@ class _Echo:
         self.seconds = seconds
         self.until = time.perf_counter() + seconds
         self.started_at = datetime.now(timezone.utc)
-        self.wire = _Wire()  # until it has an association, and shares its wire
+        self.wire = _Wire()  # until its association takes it up: then that one's
         self.timings: dict[Phase, float] = {}
         self.notes: list[str] = []
-        self.pdus: list[tuple[float, str, bytes]] = []  # to be logged once the phase is over, which it would prolong
+        self.pdus: list[tuple[float, str, bytes]] = []  # logged once the phase is over, since that would prolong it
         self.status: int | None = None
         self.error: EchoError | None = None
         self.peer: Peer | None = None
@@ -1319,7 +1321,7 @@ class _Wire:
         self.ready_at = at
 
     def resolve(self, host: str, port: int, family: int) -> _Waiting[list[tuple[int, Any]]]:
-        """All addresses of a host as `socket` has them, family first, in the order in which the system tries them."""
+        """All addresses of a host, each with its family, in the order in which the system tries them."""
         try:
             return [(each[0], each[4]) for each in (yield from self._look_up(host, port, family))]
         except TimeoutError:
@@ -1385,7 +1387,7 @@ class _Wire:
         Each gets a fair share of the time, so that every one is tried. If all fail, the failure that tells most is
         raised: this host's own trouble > refused > silent > no route (often only IPv6 is missing).
         """
-        failures: list[tuple[int, str, EchoError, float]] = []
+        failures: list[tuple[int, str, EchoError, float]] = []  # rank, address, what happened, seconds
         for number, (family, address) in enumerate(candidates):
             start, self.ready_at = time.perf_counter(), None
             remote = self.remote = _host_port(*address[:2])
@@ -1608,6 +1610,7 @@ def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
 
 
 def _decode_certificate(data: bytes) -> dict[str, Any]:
+    """The fields of a certificate that `TLSInfo` shows (RFC 5280 4.1), from DER."""
     from ipaddress import ip_address
 
     [(_, certificate)] = _der(data)
@@ -1653,7 +1656,7 @@ _NAME_PARTS = {
     "550403": "CN", "550405": "serialNumber", "550406": "C", "550407": "L", "550408": "ST", "55040a": "O",
     "55040b": "OU", "0992268993f22c640119": "DC", "2a864886f70d010901": "emailAddress",
 }  # fmt: skip
-_STRINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}
+_STRINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}  # UTF8String, BMPString, UniversalString
 
 
 def _decode_name(name: bytes) -> list[tuple[str, str]]:
@@ -1719,8 +1722,8 @@ _RELEASED = "the peer released the association without an answer"
 class _Event(NamedTuple):
     """What a phase ends with if all goes well: A-ASSOCIATE-AC, C-ECHO-RSP or A-RELEASE-RP."""
 
-    peer: Peer | None = None  # it accepts Verification
-    status: int | None = None
+    peer: Peer | None = None  # from an A-ASSOCIATE-AC that accepts Verification
+    status: int | None = None  # from a C-ECHO-RSP
     notes: Sequence[str] = ()
 
 
@@ -1839,8 +1842,9 @@ class _Dialogue:
         else:
             meaning = _ABORT_REASONS.get(reason, "reserved reason")
             detail = f"{'service-provider' if source == 2 else f'source {source}'}, reason {reason}"
-        silent = self._phase == Phase.associate and (source == 0 or reason == 0)
-        raise Aborted(meaning, case="no reason given" if silent else "-", detail=detail, source=source, reason=reason)
+        instead_of_a_rejection = self._phase == Phase.associate and (source == 0 or reason == 0)
+        case = "no reason given" if instead_of_a_rejection else "request not understood or not wanted"
+        raise Aborted(meaning, case=case, detail=detail, source=source, reason=reason)
 
     def _on_release(self, _pdu: bytes) -> NoReturn:
         """The peer may end an association at any time (PS3.8 7.2)."""
@@ -1933,15 +1937,15 @@ _DICTIONARY = {
     0x0900: ("US", "1", "", "", "Status"), 0x0901: ("AT", "1-n", "", "", "OffendingElement"),
     0x1005: ("AT", "1-n", "", "", "AttributeIdentifierList"),
 }  # fmt: skip
-_lean_modules: dict[str, Any] = {}  # these, and the stand-ins for others; not in sys.modules between two encodings
+_lean_modules: dict[str, Any] = {}  # what has been imported so, hollow or not; sys.modules has it only while encoding
 _own_process = False  # _command() sets it: no other code runs here that could import these modules meanwhile
 
 
 def _lean_import(encode: _Encoder) -> _Encoder:
-    """Where the process is ours, let ENCODE import only those modules of pynetdicom and pydicom that it needs.
+    """Where the process is ours, let a function import only those modules of pynetdicom and pydicom that it needs.
 
-    Stand-ins replace all others: names can be imported from them, but using one raises, and then ENCODE runs again with
-    everything imported as usual. So another release of pydicom may cost time, but it does not change a byte.
+    Hollow modules replace all others: any name can be imported from them, but using it raises, and then the function
+    runs again with everything imported as usual. So another release of pydicom may cost time, but changes no byte.
     sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
     """
 
@@ -2443,7 +2447,7 @@ class _Stream:
         import queue
 
         self._tasks, self._at_once = tasks, at_once
-        self._outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None is the end mark
         self._ours: socket.socket | None = None
 
     def outcomes(self, idle: Callable[[], None] = lambda: None) -> Generator[Any, None, None]:
@@ -2459,6 +2463,7 @@ class _Stream:
                 thread.start()
             except (OSError, RuntimeError):  # no descriptors, or no thread can be started: do without
                 with contextlib.closing(_take_turns(self._tasks, self._at_once, theirs)) as outcomes:
+                    # Here, the queue stays empty until `end` is called.
                     yield from itertools.takewhile(lambda _: self._outcomes.empty(), outcomes)
                 return
             due = time.monotonic() + 1.0
@@ -2511,7 +2516,10 @@ class _Plan(NamedTuple):
 
 
 class _Echoed(NamedTuple):
-    """An echo of a campaign, and whether it is the last to its target. Before it, its target tells that it begins."""
+    """An echo of a campaign, and whether it is the last to its target.
+
+    When an echo begins, its `_Request` is an outcome, too.
+    """
 
     target: _Request
     result: EchoResult
@@ -2536,7 +2544,7 @@ class _Statistics:
     def add(self, result: EchoResult) -> None:
         self.sent += 1
         self.kinds[result.kind] = self.kinds.get(result.kind, 0) + 1
-        self.first, self.last = result if self.first is None else self.first, result  # a failure is false
+        self.first, self.last = result if self.first is None else self.first, result  # no `or`: a failure is false
         if result.ok:
             self.minimum, self.maximum = min(self.minimum, result.total), max(self.maximum, result.total)
             self._sum += result.total
@@ -2626,6 +2634,7 @@ def _by_endpoint(requests: Iterable[_Request], ask: Callable[[_Request], _Waitin
 
 
 def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
+    """The echoes to one target, one after the other."""
     ids = _message_ids(plan.first_id)
     if plan.wait is not None:
         yield from _retry(request, ids, plan.wait)
@@ -2640,6 +2649,7 @@ def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
 
 
 def _message_ids(first: int) -> Iterator[int]:
+    """Without end; 65535 is followed by 1 (PS3.7 9.3.5.1)."""
     return itertools.accumulate(itertools.repeat(first), lambda last, _: last % 0xFFFF + 1)
 
 
@@ -2800,7 +2810,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
     if style.width is not None:  # a row is one line: first the labels are cut, then the addresses
         room = style.width - _columns(f"{style.symbol('failed')} ") - (44 if repeated else 16)  # times, gaps
         widths[0] = min(widths[0], max(room, 8))
-        room -= widths[0] + len("  Connection lost")
+        room -= widths[0] + len("  Connection lost")  # the longest title of a failure
         widths[1] = min(widths[1], room) if room >= 8 else 0
 
     def name(target: _Request) -> str:
@@ -3324,7 +3334,7 @@ class _OtherEnd(_Stream):
         """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if one is due; sets the hint."""
         import shlex
 
-        wrong: dict[int, str] = {}  # titles, by the reason: what would admit the caller
+        wrong: dict[int, str] = {}  # by the reason: the option that would admit the caller
         if self._called and visit.called != self._called:
             wrong[7] = f"-aec {shlex.quote(visit.called or '')}"
         if self._calling and visit.calling != self._calling:
@@ -3377,7 +3387,10 @@ def _receive_request(wire: _Wire, buffer: bytearray) -> _Waiting[tuple[int, int,
 
 
 def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, str]], int]:
-    """A-ASSOCIATE-RQ (PS3.8 9.3.2): each context's result and transfer syntax, and the caller's maximum length."""
+    """Read an A-ASSOCIATE-RQ (PS3.8 9.3.2) into the visit.
+
+    Return the result and the transfer syntax for each presentation context, and the caller's maximum length.
+    """
     what, max_pdu = "A-ASSOCIATE-RQ", 0
     contexts: dict[int, tuple[int, str]] = {}
     if len(pdu) < 74:
@@ -3441,7 +3454,8 @@ def _peer_of_our_own(host: str) -> Iterator[str]:
 
 # -- 14. command -------------------------------------------------------------------------------------------------------
 
-_USAGE_ERROR, _INTERRUPTED = 2, 128  # and the number of the signal
+_USAGE_ERROR = 2
+_INTERRUPTED = 128  # plus the number of the signal
 _is_command = False  # _command() sets it: the streams and the signals of this process are ours
 
 _DESCRIPTION = """\
@@ -4087,6 +4101,7 @@ def _is_terminal(stream: Any, or_dumb: bool = False) -> bool:
 
 
 def _terminal_size(stream: Any) -> tuple[int, int]:
+    """Columns and lines; no lines where there is no terminal."""
     width, height = 0, 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         width, height = os.get_terminal_size(stream.fileno())
@@ -4214,6 +4229,7 @@ class _Signals:
 
 @contextlib.contextmanager
 def _debugging() -> Iterator[None]:
+    """Show on standard error what is logged."""
     import logging
 
     log, handler = logging.getLogger("dicom_echo"), logging.StreamHandler()
@@ -4259,6 +4275,7 @@ def _run(arguments: list[str], parser: Any) -> int:
             signals = stack.enter_context(_Signals(results, last_word=_is_command and args.format == "nagios"))
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
+            # A message that begins with a parameter of the API begins with the option instead.
             parameters = {"source": "--source", "max_pdu": "--max-pdu", "transfer_syntaxes": "--transfer-syntax"}
             wrong = [str(each).partition(" ") for each in error.args]
             parser.error(*(parameters.get(first, first) + space + rest for first, space, rest in wrong))
@@ -4365,6 +4382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _for_nagios(arguments: Sequence[str]) -> bool:
+    """Whether to report as a monitoring plugin does, even that the arguments are wrong: they are not parsed yet."""
     return "--format=nagios" in arguments or ("--format", "nagios") in zip(arguments, arguments[1:])
 
 
