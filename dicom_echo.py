@@ -158,12 +158,14 @@ def _status_text(status: int) -> str:
     """The name of a status or, if it has none, its class (PS3.7 Annex C)."""
     if status in _STATUS_TEXTS:
         return _STATUS_TEXTS[status]
-    first = f"{status:04X}"
-    if first[:2] in ("01", "02") or first[0] in "AC":
+    digits = f"{status:04X}"
+    if digits[:2] in ("01", "02") or digits[0] in "AC":
         return "an unnamed failure"
-    if status == 0x0001 or first[0] == "B":
+    if status == 0x0001 or digits[0] == "B":
         return "an unnamed warning"
-    return "cancelled" if status == 0xFE00 else "pending" if first[:2] == "FF" else "not a status of the standard"
+    if status == 0xFE00:
+        return "cancelled"
+    return "pending" if digits[:2] == "FF" else "not a status of the standard"
 
 
 def _hex(number: int) -> str:
@@ -638,19 +640,19 @@ class _Request:
         if self.called_ae_title == DEFAULT_CALLED_AE_TITLE and self.address.ae_title is not None:
             self.called_ae_title = self.address.ae_title
         vars(self).update(options)
-        number, text, names = (int, float), (str, type(None)), Sequence
+        number, text = (int, float), (str, type(None))
         families = (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
-        for name, kind, rule, fits in (
+        for name, kind, rule, fits in (  # the last two say the same, in words and as code
             ("timeout", number, f"more than 0 and at most {_MAX_SECONDS:.0f} seconds", lambda n: 0 < n <= _MAX_SECONDS),
             ("family", int, "0, socket.AF_INET or socket.AF_INET6", lambda n: n in families),
             ("source", text, "an IP address as text", lambda _: True),
             ("server_hostname", text, "a host name as text", lambda s: s is None or (s and s.isprintable())),
             ("identity", (Identity, type(None)), "an Identity", lambda _: True),
             ("max_pdu", int, "0 (unlimited) or in the range 16-4294967295", lambda n: n == 0 or 16 <= n < 1 << 32),
-            ("transfer_syntaxes", names, "a sequence of 1 to 100 names", lambda names: 0 < len(names) <= 100),
+            ("transfer_syntaxes", Sequence, "a sequence of 1 to 100 names", lambda names: 0 < len(names) <= 100),
         ):
             value: Any = getattr(self, name)
-            is_of_kind = isinstance(value, kind) and not (kind is names and isinstance(value, str))
+            is_of_kind = isinstance(value, kind) and not (kind is Sequence and isinstance(value, str))
             if not is_of_kind or not fits(value):
                 raise (ValueError if is_of_kind else TypeError)(f"{name} must be {rule}, not {value!r}")
         if self.tls is not None and not hasattr(self.tls, "wrap_socket"):
@@ -831,9 +833,9 @@ class EchoResult(NamedTuple):
     @property
     def hint(self) -> str:
         """What may be the cause of a failure and what to do; may be empty."""
-        if self.error or self.ok:
-            return self.error.hint if self.error else ""
-        return _hint("status", self.status_text or "").format(calling=self.calling_ae_title)
+        if self.error:
+            return self.error.hint
+        return "" if self.ok else _hint("status", self.status_text or "").format(calling=self.calling_ae_title)
 
     @property
     def target(self) -> str:
@@ -1121,7 +1123,8 @@ class _Echo:
     def _explain(self, error: EchoError, phase: Phase) -> None:
         error.phase = phase
         if not error.hint:
-            asked, local = self.request, (self.wire.local or "").rpartition(":")[0].strip("[]") or "this host"
+            asked = self.request
+            local = (self.wire.local or "").rpartition(":")[0].strip("[]") or "this host"
             cases = error._case, asked.identity and "with identity", asked.tls and f"{phase} over TLS", str(phase)
             hint = _hint(error.kind, *cases)
             error.hint = hint.format(called=asked.called_ae_title, calling=asked.calling_ae_title, local=local)
@@ -1186,10 +1189,12 @@ class _Association:
         """Prepare for one more echo; return how the peer has ended the association meanwhile, or "" if it has not."""
         self._take_up(echo)
         try:
-            self._dialogue.next_event()  # the end may have arrived with the last answer
-            while not (received := self._wire.receive_at_once())[1]:
-                self._dialogue.receive_data(received[0])
-                self._dialogue.next_event()
+            while True:
+                self._dialogue.next_event()  # the end may have arrived with the last answer
+                data, events = self._wire.receive_at_once()
+                if events:  # nothing more has arrived
+                    return ""
+                self._dialogue.receive_data(data)
         except EchoError as error:
             self._note_the_end(error)
             how = error.message.replace(" without an answer", "")
@@ -1197,7 +1202,6 @@ class _Association:
                 how = "A-ABORT" if error.kind == "aborted" else "A-RELEASE-RQ"
             idle = time.perf_counter() - self._used_at
             return f"the peer ended the association within {idle:.1f} s after the last echo ({how}); opened a new one"
-        return ""
 
     def _take_up(self, echo: _Echo) -> None:
         echo.wire, echo.peer = self._wire, self._peer
@@ -2263,7 +2267,8 @@ class _Command(NamedTuple):
 
 def _decode_command(data: bytes) -> _Command:
     """Read Implicit VR Little Endian (PS3.7 6.3.1), and the Explicit VR that some peers send instead."""
-    elements, notes, explicit = dict[str, bytes](), list[str](), data[4:6].isalpha() and data[4:6].isupper()
+    elements, notes = dict[str, bytes](), list[str]()
+    explicit = data[4:6].isalpha() and data[4:6].isupper()  # the VR of the first element, or else its length
     if explicit:
         notes.append("the peer encodes the command set in Explicit VR instead of Implicit VR")
     end = 0
@@ -2310,9 +2315,10 @@ def _describe_pdu(pdu: bytes) -> str:
             for context_id, header, fragment in _decode_p_data(pdu):
                 what = "command set" if header & 1 else "data set"
                 lines.append(f"presentation context {context_id}, {what}{', last fragment' if header & 2 else ''}")
-                for name, value in _decode_command(fragment).elements.items() if header & 1 else ():
-                    number = f"{int.from_bytes(value, 'little'):04X}H" if len(value) == 2 else _text(value)
-                    lines.append(f"  {name}: {number}")
+                elements = _decode_command(fragment).elements if header & 1 else {}
+                for name, value in elements.items():
+                    shown = _hex(int.from_bytes(value, "little")) if len(value) == 2 else _text(value)
+                    lines.append(f"  {name}: {shown}")
     return "".join(f"  {_printable(line)}\n" for line in lines)
 
 
@@ -2363,7 +2369,7 @@ def _take_turns(
     Sockets are polled after each step, so that the time of an answer is known even if its task's turn comes later. A
     generator that a task yields becomes one more task. A byte on ``stop`` closes all tasks.
     """
-    todo, fresh = iter(tasks), True
+    todo, has_more = iter(tasks), True
     turns = deque[tuple[_Waiting[None], Optional[float]]]()
     waiting: dict[_Waiting[None], _Wait] = {}
     deadlines: list[tuple[float, int, _Waiting[None], _Wait]] = []  # a heap; those whose wait is over are left in it
@@ -2373,9 +2379,9 @@ def _take_turns(
             selector.register(stop, selectors.EVENT_READ)
         try:
             while True:
-                if fresh and len(waiting) + len(turns) < at_once:
+                if has_more and len(waiting) + len(turns) < at_once:
                     if (task := next(todo, None)) is None:
-                        fresh = False
+                        has_more = False
                     else:
                         turns.append((task, None))
                 if turns:
@@ -2393,14 +2399,14 @@ def _take_turns(
                                 turns.append((said, None))
                             else:
                                 yield said
-                elif not waiting and not fresh:
+                elif not waiting and not has_more:
                     return
                 while deadlines and waiting.get(deadlines[0][2]) is not deadlines[0][3]:
                     heapq.heappop(deadlines)
                 if len(deadlines) > 2 * len(waiting) + 1000:  # most waits end long before their limit
                     deadlines = [each for each in deadlines if waiting.get(each[2]) is each[3]]
                     heapq.heapify(deadlines)
-                busy = turns or (fresh and len(waiting) < at_once)
+                busy = turns or (has_more and len(waiting) < at_once)
                 pause = 0.0 if busy or not deadlines else max(0.0, deadlines[0][0] - time.perf_counter())
                 if selector.get_map():
                     ready = selector.select(pause)
@@ -2410,7 +2416,7 @@ def _take_turns(
                     ready = []
                 now = time.perf_counter()
                 for key, _ in ready:
-                    if key.data is None:
+                    if key.data is None:  # `stop`
                         return
                     selector.unregister(key.fileobj)
                     del waiting[key.data]
@@ -3062,7 +3068,8 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
     else:
         good, first = sum(state is _State.OK for state, *_ in judged), f"; {text}" if worst else ""
         yield f"DICOM ECHO {worst.name} - {good} of {len(judged)} targets OK{first} | ok={good};;;0;{len(judged)}"
-        lines, data, used = [f"{state.name} - {text}" for state, text, *_ in judged], [], dict[str, int]()
+        lines, data = [f"{state.name} - {text}" for state, text, *_ in judged], []
+        used: dict[str, int] = {}  # labels may be given twice, but not in performance data
         for _, _, target, statistics in judged:
             name = re.sub("['=|]", "_", _printable(target.label or target.target))
             used[name] = used.get(name, 0) + 1
@@ -3781,11 +3788,14 @@ _EXCLUDED_BY = {
 }
 
 
-def _check(args: argparse.Namespace, parser: Any) -> None:
+def _check_combinations(args: argparse.Namespace, parser: Any) -> None:
     given = {f"--format={args.format}"}
     for action in parser._actions:
         value = getattr(args, action.dest)
-        if value == action.const if action.const is not None else value not in (None, [], action.default):
+        is_given = value not in (None, [], action.default)
+        if action.const is not None:  # an option without a value: -4 and -6 share a destination
+            is_given = value == action.const
+        if is_given:
             given.add((action.option_strings or ["HOST"])[-1])
     if args.count == 1:
         given.discard("--count")
@@ -4257,7 +4267,7 @@ def _run(arguments: list[str], parser: Any) -> int:
                 complete = _completion_script if args.show_completion else _install_completion
                 print(complete(_login_shell() if shell is True else shell))
                 return 0
-            _check(args, parser)
+            _check_combinations(args, parser)
             if args.self_test:
                 own = _peer_of_our_own("::1" if args.family == socket.AF_INET6 else "127.0.0.1")
                 args.hosts = [stack.enter_context(own)]
