@@ -1,6 +1,7 @@
 """Compile the modules below a folder for the Python that runs this, into one file: `bytecode.py FOLDER OUT`.
 
-Leaves out others' docstrings; -OO would take the asserts, too, with which pynetdicom checks values. Prints its version.
+Others' docstrings are left out; -OO would drop the asserts, too, with which pynetdicom checks values. Prints the
+version of the Python.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""The start of the command, measured: `python tests/bench_start.py [ROUNDS]`. Prints tables for README.
+"""The start of the command, measured: `python tests/bench_start.py [ROUNDS]`. Prints tables for docs/archive.md.
 
 Whole commands, by turns, each sending an echo to one peer in this process; medians, and what they are to be compared
 with. It installs packages from the network: ours as packaging/*.lock pin them, and dicom-echo 0.3.0 (Rust).
