@@ -1198,8 +1198,10 @@ class _Association:
         except EchoError as error:
             self._note_the_end(error)
             how = error.message.replace(" without an answer", "")
-            if error.kind == "aborted" or error.message == _RELEASED:
-                how = "A-ABORT" if error.kind == "aborted" else "A-RELEASE-RQ"
+            if error.kind == "aborted":
+                how = "A-ABORT"
+            elif error.message == _RELEASED:
+                how = "A-RELEASE-RQ"
             idle = time.perf_counter() - self._used_at
             return f"the peer ended the association within {idle:.1f} s after the last echo ({how}); opened a new one"
 
@@ -2748,7 +2750,7 @@ class _Style(NamedTuple):
         for word in _printable(text).split(" "):
             if line and self.width is not None and _columns(f"{label}{line} {word}") > self.width:
                 yield label + self.paint(colour, line)
-                label, line = " " * min(_columns(label), 13), ""
+                label, line = " " * min(_columns(label), 13), ""  # 13 columns are before each of the details
             line = f"{line} {word}" if line else word
         yield label + self.paint(colour, line)
 
@@ -2835,7 +2837,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             start, words = style.cut(start, style.width), style.cut(words, style.width - _columns(start))
         return start + style.paint(colour, words)
 
-    live = endless and len(tally.targets) + 2 < style.height
+    live = endless and len(tally.targets) + 2 < style.height  # all rows stand from the start and are kept up to date
     if live:
         yield from map(row, tally.targets)
     for event in tally:
@@ -3022,8 +3024,8 @@ class _Thresholds(NamedTuple):
         """The state, and its reason where that is neither the verdict nor the time."""
         verdict = statistics.verdict
         if not verdict.ok:
-            own = verdict.error and (verdict.error._case in ("this host", "suspended"))
-            return _State.UNKNOWN if own else _State.CRITICAL, ""
+            is_ours = verdict.error and (verdict.error._case in ("this host", "suspended"))
+            return _State.UNKNOWN if is_ours else _State.CRITICAL, ""
         worst, why, took, days = _State.OK, "", statistics.average * 1000, _days_left(verdict)
         for state, limit, limit_cert in (
             (_State.WARNING, self.warning, self.warning_cert), (_State.CRITICAL, self.critical, self.critical_cert)
