@@ -210,7 +210,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_sent(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "socket"))
         outcome = run_main(capsys, peer.address, "--output", path)
-    assert outcome == Outcome(2, "", f"dicom-echo: cannot write {path}: {why.format(folder=tmp_path)}{HELP}")
+    assert outcome == Outcome(2, "", f"dicom-echo: cannot write {path}: {why}{HELP}")
     assert (peer.received, files_in(tmp_path)) == ([], ["fifo", "folder", "loop", "pool", "socket"])
 
 
