@@ -123,7 +123,7 @@ RESULTS = {  # one of each kind, by what it is about; errors are the module's ow
         echo.NotSupported("abstract syntax not supported", detail="presentation context result 3", result=3),
         Phase.associate),
     "aborted": made(
-        echo.Aborted("unexpected PDU", case="-", detail="service-provider, reason 2", source=2, reason=2), Phase.echo),
+        echo.Aborted("unexpected PDU", detail="service-provider, reason 2", source=2, reason=2), Phase.echo),
     "not DICOM": made(
         echo.ProtocolError("the answer is HTTP, not DICOM", case="not DICOM", received="485454502f312e31"),
         Phase.associate, "pacs.example:80"),

@@ -368,7 +368,7 @@ JUNK = [
 
 
 def test_kept_failures_keep_facts_and_not_frames_or_buffers() -> None:
-    """1,000 of a peer that sends 100 kB of junk take less than 8 MB."""
+    """Less than 8 kB for each, of a peer that sends 100 kB of junk."""
     with RawPeer(*((ReceiveSome(), Send(junk), Close()) for junk in JUNK * 20)) as peer:
         tracemalloc.start()
         try:

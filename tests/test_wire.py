@@ -302,7 +302,7 @@ def in_two_writes(data: bytes) -> Send:
 
 @linux
 def test_no_acknowledgement_is_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 ms for each answer: most of twenty echoes are far below one of these, whatever the machine has to do."""
+    """It would cost 40 ms for each answer: the fastest of twenty echoes takes less, whatever the machine has to do."""
     played = (
         Expect(A_ASSOCIATE_RQ), in_two_writes(rawpeer.GOOD_ACCEPT), Expect(P_DATA_TF), in_two_writes(rawpeer.GOOD_ECHO),
     )  # fmt: skip
