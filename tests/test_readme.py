@@ -1,7 +1,7 @@
 """README's examples are run as they stand there, against real peers.
 
 The ports in it stand for peers of these tests: 11112 for DCMTK's storescp, 4242 for one that knows its title as STRICT,
-11999 for a port where nobody listens. Times, dates and the ports of this end differ from run to run; all else must not.
+11999 for a port where nobody listens. Times differ from run to run; all else must not.
 """
 
 from __future__ import annotations
@@ -23,17 +23,10 @@ README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
 VOLATILE = [
-    (r'"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"', '"time": "(when)"'),
-    (r'("(?:total_ms|resolve|connect|associate|echo|release|minimum|average|maximum|deviation)": )[0-9.]+', r"\1(ms)"),
-    (r"127\.0\.0\.1:5\d{4}|127\.0\.0\.1:[3-6]\d{4}", "127.0.0.1:(any)"),
     (r"time=[0-9.]+ ms", "time=(ms)"),
     (r" +[0-9.]+ ms", " (ms)"),
     (r"= [0-9./]+ ms", "= (times)"),
     (r"=[0-9.]+s;", "=(seconds)s;"),
-    (r"(_seconds\{.*\}) [0-9.e-]+", r"\1 (seconds)"),
-    (r" +█+", " (bar)"),
-    (r"^[▁▂▃▄▅▆▇█]+$", "(sparks)"),
-    (r"OFFIS_DCMTK_\d+", "OFFIS_DCMTK"),
 ]
 
 
@@ -51,7 +44,7 @@ def settled(text: str) -> list[str]:
     """The lines of a text without what differs from run to run; rows come as their targets finish."""
     for pattern, stand_in in [*VOLATILE, (" +", " ")]:
         text = re.sub(pattern, stand_in, text, flags=re.MULTILINE)
-    return sorted(text.splitlines()) if "targets:" in text or '"summary"' in text else text.splitlines()
+    return sorted(text.splitlines()) if "targets:" in text else text.splitlines()
 
 
 @pytest.fixture(scope="module")  # pynetdicom stumbles when it is shut down right after it has refused somebody
