@@ -1943,7 +1943,7 @@ _DICTIONARY = {
     0x0900: ("US", "1", "", "", "Status"), 0x0901: ("AT", "1-n", "", "", "OffendingElement"),
     0x1005: ("AT", "1-n", "", "", "AttributeIdentifierList"),
 }  # fmt: skip
-_lean_modules: dict[str, Any] = {}  # what has been imported so, hollow or not; sys.modules has it only while encoding
+_lean_modules: dict[str, Any] = {}  # what has been imported so; only whole modules of Python's own stay in sys.modules
 _own_process = False  # _command() sets it: no other code runs here that could import these modules meanwhile
 
 
@@ -1968,17 +1968,24 @@ def _lean_import(encode: _Encoder) -> _Encoder:
         sys.meta_path.insert(0, finder)
         for name, module in _lean_modules.items():
             sys.modules.setdefault(name, module)
+        before = sys.modules.keys() - _lean_modules.keys()
         gc.disable()  # importing makes many objects and hardly any garbage
         try:
             return encode(*arguments, **named)
         except Exception:  # any: what a stand-in raises may be caught on the way and lead to another error
             _own_process = False
+            for name in sys.modules.keys() - before:  # of the standard library, too, as they may have stand-ins
+                package, _, child = name.rpartition(".")
+                if package in sys.modules:
+                    vars(sys.modules[package]).pop(child, None)
+                del sys.modules[name]
         finally:
             gc.enable()
             sys.meta_path.remove(finder)
-            for name, module in [*sys.modules.items()]:
-                if name.partition(".")[0] in _PACKAGES or isinstance(module, _HollowModule):
-                    _lean_modules[name] = sys.modules.pop(name)
+            for name in sys.modules.keys() - before:
+                _lean_modules[name] = sys.modules[name]
+                if name.partition(".")[0] in _PACKAGES or isinstance(sys.modules[name], _HollowModule):
+                    del sys.modules[name]
         return encode(*arguments, **named)
 
     return cast("_Encoder", encoded)

@@ -5,6 +5,8 @@ Each comparison is made between fresh processes, as imports are of a whole proce
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -73,7 +75,8 @@ def test_the_same_bytes_for_much_less_and_an_ordinary_import_afterwards_is_whole
     report = """
 print(dicom_echo._own_process, *[name for name, module in sys.modules.items()
                                  if name.startswith('py') or isinstance(module, dicom_echo._HollowModule)])
-print(*[name for name, module in dicom_echo._lean_modules.items() if '__file__' in vars(module)])
+print(*[name for name, module in dicom_echo._lean_modules.items()
+        if name.startswith('py') and '__file__' in vars(module)])
 """
     *lines, left, imported, whole, again = run(ENCODE.format(own=True) + report + WHOLE)
     assert [*lines, whole, again] == ordinary
@@ -98,6 +101,19 @@ def test_what_is_needed_after_all(ordinary: list[str], change: str) -> None:
         *ordinary[:-2],
         "False True",
     ]
+
+
+def test_no_stand_in_is_left_for_the_ordinary_import(ordinary: list[str], tmp_path: Path) -> None:
+    """In the standard library: as dataclasses would have one for inspect, if pydicom imports it some day."""
+    tmp_path.joinpath("a_package").mkdir()
+    tmp_path.joinpath("a_package", "a_module.py").write_text("import json\n")
+    more = "\nfrom a_package import a_module\n"
+    tmp_path.joinpath("copy.py").write_text(inspect.getsource(copy) + more)  # pydicom imports it
+    path = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport dicom_echo\n"
+    for change, own in (("", True), ("dicom_echo._DICTIONARY.pop(0x1005)\n", False)):  # looked up late
+        report = "import copy\nprint(dicom_echo._own_process, type(copy.a_module.json).__name__)"
+        kind = "_HollowModule" if own else "module"
+        assert run(path + change + ENCODE.format(own=True) + report) == [*ordinary[:-2], f"{own} {kind}"]
 
 
 def test_packages_that_are_imported_already_are_used_as_they_are(ordinary: list[str]) -> None:
