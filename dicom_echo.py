@@ -4410,7 +4410,8 @@ def _command() -> NoReturn:
     global _own_process, _is_command
     import signal
 
-    _own_process = _is_command = True
+    _is_command = True
+    _own_process = threading.active_count() == 1  # a debugger, or a sitecustomize.py, may run threads of its own
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while no echo runs, Ctrl-C ends the process: no traceback
     if _for_nagios(sys.argv):

@@ -140,6 +140,28 @@ print("pydicom.filereader" in sys.modules, dicom_echo._lean_modules)
     assert run(script) == ["True {}"]
 
 
+def test_a_thread_of_others_never_sees_a_hollow_module(tmp_path: Path) -> None:
+    """Of a debugger or a profiler, for example."""
+    tmp_path.joinpath("sitecustomize.py").write_text(
+        """
+import sys, threading, time
+
+def import_json():
+    while "pydicom" not in sys.modules:
+        time.sleep(0.0002)
+    import json
+    print(json.dumps("seen"), file=sys.stderr)
+
+threading.Thread(target=import_json).start()
+"""
+    )
+    paths = os.pathsep.join(map(str, (tmp_path, MODULE.parent)))
+    with RawPeer() as peer:
+        command = command_line("-q", peer.address)
+        done = subprocess.run(command, env=environment(PYTHONPATH=paths), capture_output=True, text=True, check=True)
+    assert done.stderr == '"seen"\n'
+
+
 @pytest.mark.parametrize(
     "options", [[], ["-d", "-c", "2", "-i", "0", "--max-pdu", "0", "--transfer-syntax", "deflated"]], ids=" ".join
 )
