@@ -1329,7 +1329,9 @@ class _Wire:
     def resolve(self, host: str, port: int, family: int) -> _Waiting[list[tuple[int, Any]]]:
         """All addresses of a host, each with its family, in the order in which the system tries them."""
         try:
-            return [(each[0], each[4]) for each in (yield from self._look_up(host, port, family))]
+            if found := [(each[0], each[4]) for each in (yield from self._look_up(host, port, family))]:
+                return found
+            raise socket.gaierror(socket.EAI_NONAME, "no addresses")  # from an application's own resolver
         except TimeoutError:
             raise
         except Exception as error:  # any: an application's own resolver may raise anything

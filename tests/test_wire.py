@@ -82,6 +82,10 @@ def test_an_application_s_own_resolver_is_honoured(peer: RawPeer, monkeypatch: p
             assert echo.probe(address, family=family).error is None
             assert [result.error for result in echo.probe_many([address], family=family)] == [None]
     assert str(echo.probe(f"other.test:{peer.port}").error) == "name not resolved"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    error = echo.probe(f"pacs.test:{peer.port}").error
+    assert isinstance(error, echo.Unreachable)
+    assert (str(error), error.detail) == ("name not resolved", "no addresses")
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
