@@ -236,9 +236,8 @@ class EchoError(Exception, metaclass=_OwnNames):
             setattr(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild copies and pickles from the facts: ``errno``, for example, is not in ``__dict__``."""
-        told = {"case": self._case, "hint": self.hint, "detail": self.detail, **self.facts}
-        return functools.partial(type(self), self.message, **told), (), {"phase": self.phase}
+        """Rebuild copies and pickles from the facts, too: ``errno``, for example, is not in ``__dict__``."""
+        return functools.partial(type(self), self.message, **self.facts), (), vars(self)
 
 
 class AddressError(EchoError, ValueError, kind="address", title="Wrong address"):

@@ -263,6 +263,7 @@ def test_an_error_keeps_its_kind_and_its_facts(error: type[EchoError]) -> None:
     kind, also, facts = ERRORS[error]
     made = error("what happened", case="this host", hint="what to do", detail="in the standard's terms", **facts)
     made.phase = Phase.connect
+    vars(made)["__notes__"] = ["as add_note() leaves it"]
     for make in COPIES.values():
         twin = make(made)
         assert type(twin) is error
