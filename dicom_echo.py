@@ -2070,7 +2070,7 @@ def _installed_version(package: str) -> str:
                 return found[1]
     from importlib import metadata
 
-    with contextlib.suppress(metadata.PackageNotFoundError):
+    with contextlib.suppress(Exception):  # any: it is not installed, or the archive that it is in cannot be read
         return metadata.version(package)
     return ""
 

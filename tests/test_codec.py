@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import logging
+import zipfile
+from importlib import metadata
 
 import fuzz
 import pytest
@@ -280,3 +283,15 @@ def test_a_codec_that_is_too_old_is_told_with_its_versions(monkeypatch: pytest.M
     monkeypatch.setattr(echo, "_encode_c_echo", broken)
     with pytest.raises(ImportError, match=r"^pynetdicom 2\.0\.2 or later is required .*; found pynetdicom \d"):
         echo._load_codec()
+
+
+@pytest.mark.parametrize("error", [metadata.PackageNotFoundError, FileNotFoundError, zipfile.BadZipFile])
+def test_versions_that_cannot_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    """Of an archive that has been replaced or removed, say: that must not hide why pynetdicom cannot be loaded."""
+
+    def version(_: str) -> str:
+        raise error
+
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda _: None)
+    monkeypatch.setattr(metadata, "version", version)
+    assert echo._codec_versions() == []
