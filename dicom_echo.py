@@ -3081,9 +3081,11 @@ def _nagios(tally: _Tally, thresholds: _Thresholds) -> Iterator[str]:
         lines, data = [f"{state.name} - {text}" for state, text, *_ in judged], []
         used: dict[str, int] = {}  # labels may be given twice, but not in performance data
         for _, _, target, statistics in judged:
-            name = re.sub("['=|]", "_", _printable(target.label or target.target))
-            used[name] = used.get(name, 0) + 1
-            name += f" {used[name]}" if used[name] > 1 else ""
+            name = plain = re.sub("['=|]", "_", _printable(target.label or target.target))
+            while name in used:
+                used[plain] += 1
+                name = f"{plain} {used[plain]}"
+            used[name] = 1
             data += _performance(name, statistics, target, thresholds)
     yield from lines[:-1]
     yield f"{lines[-1]} | {' '.join(data)}" if data else lines[-1]

@@ -421,6 +421,13 @@ def test_odd_titles_are_quoted_in_labels() -> None:
         assert len(read_plugin(nagios()(tally(twice)))[1]) == 4
 
 
+def test_a_label_that_looks_numbered_is_not_given_twice() -> None:
+    told = [made() for _ in range(4)]
+    for event, label in zip(told, ("a", "a 2", "a", "a 2")):
+        event.target.label = label
+    assert read_plugin(nagios()(tally(told)))[1] == ["ok", "'a'", "'a 2'", "'a 3'", "'a 2 2'"]
+
+
 def test_numbers_are_never_in_exponent_form() -> None:
     for limit in (5e12, 1.234e9, 0.05, 1e-9):
         assert read_plugin(nagios(limit, limit, limit, limit)(tally([made(tls=TLS)])))[1]
