@@ -508,9 +508,8 @@ def _check_host(host: str) -> str:
         raise AddressError("the host is missing")
     if _ip_version(host):
         return host
-    name, _, port = host.rpartition(" ")
-    if port.isdecimal():
-        raise AddressError(f'"{host}" is not a host; write {name or "HOST"}:{port} as one argument')
+    if words := re.fullmatch(r"(?:(\S+) +)?(\d+)", host):
+        raise AddressError(f'"{host}" is not a host; write {words[1] or "HOST"}:{words[2]} as one argument')
     ascii_name = _ascii_name(host).removesuffix(".")
     is_name = all(map(_LABEL.fullmatch, ascii_name.split("."))) and len(ascii_name) <= 253
     is_number = re.fullmatch(r"[0-9.]+", host)  # the system reads 10.1 as 10.0.0.1

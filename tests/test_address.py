@@ -70,6 +70,8 @@ WRONG: dict[Any, str] = {
     ".": '"." is not an IPv4 address',
     "104": '"104" is not a host; write HOST:104 as one argument',
     "X@11112": '"11112" is not a host; write HOST:11112 as one argument',
+    "pacs  104": '"pacs  104" is not a host; write pacs:104 as one argument',
+    "PACS pacs 104": '"PACS pacs 104" is not a host name',
     **dict.fromkeys(("pacs 104", "X@pacs 104"), '"pacs 104" is not a host; write pacs:104 as one argument'),
     **{url: f'"{url}" is a URL' for url in ("dicom://X@pacs:104", "X@https://pacs")},
     **{f"[{host}]": f'"{host}" is not a host name' for host in ("fe80::1%", "fe80::1%a b", "pacs:104")},
