@@ -4107,7 +4107,7 @@ def _open_in_place(file: str) -> TextIO:
 
 def _check_folder(folder: str, file: str) -> None:
     """Raise before the first echo if a file cannot be created or replaced in a folder."""
-    status = os.stat(folder)
+    status = os.stat(os.path.join(folder, ""))  # which no file is
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     sticky = status.st_mode & 0o1000 and os.path.exists(file) and user not in (0, status.st_uid, os.stat(file).st_uid)
     if not os.access(folder, os.W_OK | os.X_OK) or sticky:

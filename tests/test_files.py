@@ -192,6 +192,7 @@ def test_a_link_stays_and_the_file_that_it_names_is_replaced(capsys: Capsys, tmp
     ("file", "why"),
     [
         ("no/file", "no such file or directory"),
+        ("plain/file", "not a directory"),
         ("loop", "too many levels of symbolic links"),
         ("folder", "is a directory"),
         ("socket", "nobody reads it"),
@@ -206,12 +207,13 @@ def test_what_cannot_be_written_is_told_before_anything_is_sent(
     (tmp_path / "pool").symlink_to(tmp_path / "loop")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "plain").touch()
     path = str(tmp_path / file)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "socket"))
         outcome = run_main(capsys, peer.address, "--output", path)
     assert outcome == Outcome(2, "", f"dicom-echo: cannot write {path}: {why}{HELP}")
-    assert (peer.received, files_in(tmp_path)) == ([], ["fifo", "folder", "loop", "pool", "socket"])
+    assert (peer.received, files_in(tmp_path)) == ([], ["fifo", "folder", "loop", "plain", "pool", "socket"])
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be somebody else meanwhile")
