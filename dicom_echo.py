@@ -376,6 +376,10 @@ _HINTS: dict[tuple[str, str], str] = {
     ("tls", "handshake failed"): "see what OpenSSL says above, and the peer's log; a firewall or proxy may be at fault",
     # the association
     ("rejected", ""): "often the peer does not know an AE title or this host, {local}; its log may say more",
+    **dict.fromkeys(
+        (("rejected", "application context name not supported"), ("rejected", "protocol version not supported")),
+        "the peer may not be a DICOM application, or a very old one; its log may say more",
+    ),
     ("rejected", "calling AE title not recognized"): 'the peer may not know "{calling}" from {local}: have it '
     "registered there, or call as a registered title with -aet, as the modality does",
     ("rejected", "called AE title not recognized"): 'check the called AE title "{called}" (upper and lower case may '

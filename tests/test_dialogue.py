@@ -392,11 +392,11 @@ RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
 REASONS = {  # PS3.8 Table 9-21
     (1, 1): ("no reason given", "often the peer does not"),
-    (1, 2): ("application context name not supported", "often the peer does not"),
+    (1, 2): ("application context name not supported", "the peer may not be"),
     (1, 3): ("calling AE title not recognized", "the peer may not know"),
     (1, 7): ("called AE title not recognized", "check the called AE title"),
     (2, 1): ("no reason given", "often the peer does not"),
-    (2, 2): ("protocol version not supported", "often the peer does not"),
+    (2, 2): ("protocol version not supported", "the peer may not be"),
     (3, 1): ("temporary congestion", "the peer has no free"),
     (3, 2): ("local limit exceeded", "the peer has no free"),
 }
