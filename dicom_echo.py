@@ -3822,7 +3822,9 @@ def _check_combinations(args: argparse.Namespace, parser: Any) -> None:
         for other in others.split():
             if {option, other} <= given:
                 raise ValueError(f"{option} cannot be combined with {other}")
+    files = *args.targets, args.password_file, args.jwt_file, args.saml_file, args.kerberos_file, args.key_password_file
     for broken, rule in (
+        (files.count("-") > 1, "standard input can be read only once"),
         (not given & {"HOST", "--targets", "--self-test", "--listen"}, f"no HOST given; expected {_FORM}"),
         (args.listen and args.tls and not args.cert, "--listen with --tls requires --cert"),
         (args.jobs and not args.targets and len(args.hosts) == 1, "--jobs requires several targets"),

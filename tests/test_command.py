@@ -289,6 +289,8 @@ REFUSALS: list[tuple[str, ...]] = [
     ("argument --cacert: not allowed with argument -k/--insecure", "--tls -k --cacert x pacs"),
     ("argument --jwt-file: not allowed with argument --user", "--user a --jwt-file b pacs"),
     ("--password-file requires --user", "--password-file x pacs"),
+    ("standard input can be read only once", "-T - -T -", "-T - --jwt-file -", "--user a --password-file - -T -"),
+    ("standard input can be read only once", "--tls --cert a --key-password-file - --saml-file - pacs"),
     ("cannot read no-such: no such file or directory", "--jwt-file no-such pacs"),
     ("cannot write /no/such/file: no such file or directory", "--output /no/such/file pacs"),
     ("unrecognized arguments: --no-such-option", "--no-such-option pacs"),
