@@ -3895,18 +3895,20 @@ def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
     import ssl
     from pathlib import Path
 
-    path, found = Path(cacert), list[bytes]()
-    pem = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
+    file = path = Path(cacert)
+    loaded = 0
     try:
         for file in filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]:
-            found += re.findall(pem, file.read_bytes(), re.DOTALL)
-        if not found:
-            raise ValueError(f"cannot use {cacert}: contains no certificate in PEM format")
-        context.load_verify_locations(cadata=b"\n".join(found).decode("ascii", "ignore"))
-    except ssl.SSLError:
-        raise ValueError(f"cannot use {cacert}: a certificate in it is damaged") from None
+            try:
+                context.load_verify_locations(file)
+                loaded += 1
+            except ssl.SSLError:
+                if _has_pem(file, "CERTIFICATE"):
+                    raise ValueError(f"cannot use {file}: a certificate in it is damaged") from None
     except OSError as error:
-        raise ValueError(f"cannot use {error.filename or cacert}: {_reason(error)}") from None
+        raise ValueError(f"cannot use {error.filename or file}: {_reason(error)}") from None
+    if not loaded:
+        raise ValueError(f"cannot use {cacert}: contains no certificate in PEM format")
 
 
 def _load_certificate(context: ssl.SSLContext, cert: str, key: str, password: bytes | None) -> None:

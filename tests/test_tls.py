@@ -213,6 +213,14 @@ def test_the_days_until_a_certificate_expires_are_watched(capsys: Capsys, tmp_pa
         assert re.search(rf" certificate_days=1[45]\.\d\d;{limit}:;5: ", out)
 
 
+@pytest.mark.parametrize("kind", [b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE"])
+def test_an_authority_under_another_name_of_openssl(capsys: Capsys, tmp_path: Path, kind: bytes) -> None:
+    """As in the files of `openssl x509 -trustout`, and of Red Hat's ca-bundle.trust.crt."""
+    (tmp_path / "ca.pem").write_bytes(CA.pem.replace(b"CERTIFICATE", kind))
+    with serving(server_context(tmp_path, PACS)) as port:
+        assert verdict(ask(capsys, f"127.0.0.1:{port}", "--cacert", tmp_path / "ca.pem")) == "Success"
+
+
 @pytest.mark.parametrize("hashed", [True, False])
 def test_a_directory_of_authorities(capsys: Capsys, tmp_path: Path, hashed: bool) -> None:
     folder = tmp_path / "authorities"
@@ -391,8 +399,11 @@ def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path) -> None:
     binary = file("cert.der", PACS.certificate.public_bytes(serialization.Encoding.DER))
     damaged = file("damaged.pem", PACS.pem.replace(b"\nMII", b"\nXII"))
     weak = issue("ours", CA, key=new_key("1024"))
-    empty = tmp_path / "empty"
+    cut = file("cut.pem", CA.pem + PACS.pem[:-30])
+    empty, folder = tmp_path / "empty", tmp_path / "folder"
     empty.mkdir()
+    folder.mkdir()
+    (folder / "damaged.pem").write_bytes(damaged.read_bytes())
     missing = tmp_path / "missing"
     elsewhere = file("elsewhere.pem", issue("x", key=new_key(number=1)).key_pem())
     other_kind = file("rsa.pem", issue("x", key=new_key("1024")).key_pem())
@@ -401,6 +412,8 @@ def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path) -> None:
         ("--cacert", key): f"cannot use {key}: contains no certificate in PEM format",
         ("--cacert", binary): f"cannot use {binary}: contains no certificate in PEM format",
         ("--cacert", damaged): f"cannot use {damaged}: a certificate in it is damaged",
+        ("--cacert", cut): f"cannot use {cut}: a certificate in it is damaged",
+        ("--cacert", folder): f"cannot use {folder / 'damaged.pem'}: a certificate in it is damaged",
         ("--cacert", empty): f"cannot use {empty}: contains no certificate in PEM format",
         ("--cert", missing): f"cannot use {missing}: no such file or directory",
         ("--cert", binary): f"cannot use {binary}: contains no certificate in PEM format",
