@@ -645,7 +645,7 @@ class _Request:
         number, text = (int, float), (str, type(None))
         families = (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6)
         for name, kind, rule, fits in (  # the last two say the same, in words and as code
-            ("timeout", number, f"more than 0 and at most {_MAX_SECONDS:.0f} seconds", lambda n: 0 < n <= _MAX_SECONDS),
+            ("timeout", number, f"a number above 0 and up to {_MAX_SECONDS:.0f}", lambda n: 0 < n <= _MAX_SECONDS),
             ("family", int, "0, socket.AF_INET or socket.AF_INET6", lambda n: n in families),
             ("source", text, "an IP address as text", lambda _: True),
             ("server_hostname", text, "a host name as text", lambda s: s is None or (s and s.isprintable())),

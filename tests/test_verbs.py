@@ -155,7 +155,7 @@ OUT_OF_RANGE = "the message ID must be in the range 0-65535, not {!r}"
 MISTAKES: list[tuple[type[Exception], str, dict[str, Any]]] = [  # one of each kind; all of them: test_request
     (AddressError, "the AE title is empty", {"called_ae_title": ""}),
     (AddressError, "the AE title must be text, not b'ME'", {"calling_ae_title": b"ME"}),
-    (ValueError, "timeout must be more than 0 and at most 86400 seconds, not 0", {"timeout": 0}),
+    (ValueError, "timeout must be a number above 0 and up to 86400, not 0", {"timeout": 0}),
     (TypeError, "identity must be an Identity, not 'me:secret'", {"identity": "me:secret"}),
     *((TypeError, f"unknown option '{name}'; the options", {name: 1}) for name in ("timeouts", "calling", "label")),
     *((AddressError, OUT_OF_RANGE.format(wrong), {"message_id": wrong})
