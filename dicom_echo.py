@@ -357,6 +357,8 @@ _HINTS: dict[tuple[str, str], str] = {
     "of the same name; use -k only for diagnosis",
     # our certificate
     ("tls", "the peer wants a client certificate"): "present a client certificate: --cert FILE --key FILE",
+    ("tls", "the peer says our certificate has expired"): "renew it, or compare the clocks of both hosts",
+    ("tls", "the peer says our certificate has been revoked"): "have a new one issued (--cert, --key)",
     ("tls", "our certificate"): "the peer may not trust the CA that issued it (put the intermediate certificates "
     "behind ours in --cert FILE), or it may have expired, or be for another purpose than client authentication",
     ("tls", "client certificate missing or not accepted"): "if the SSLContext has no certificate loaded, load one; "
@@ -514,9 +516,10 @@ def _check_host(host: str) -> str:
         return host
     if words := re.fullmatch(r"(?:(\S+) +)?(\d+)", host):
         raise AddressError(f'"{host}" is not a host; write {words[1] or "HOST"}:{words[2]} as one argument')
-    ascii_name = _ascii_name(host).removesuffix(".")
-    is_name = all(map(_LABEL.fullmatch, ascii_name.split("."))) and len(ascii_name) <= 253
-    is_number = re.fullmatch(r"[0-9.]+", host)  # the system reads 10.1 as 10.0.0.1
+    ascii_name = _ascii_name(host)
+    bare = ascii_name.removesuffix(".")
+    is_name = all(map(_LABEL.fullmatch, bare.split("."))) and len(bare) <= 253
+    is_number = re.fullmatch(r"[0-9.]+", ascii_name)  # the system reads 10.1 as 10.0.0.1
     if not is_name or is_number:
         raise AddressError(f'"{_printable(host)}" is not {"an IPv4 address" if is_number else "a host name"}')
     return host
@@ -650,7 +653,12 @@ class _Request:
             ("source", text, "an IP address as text", lambda _: True),
             ("server_hostname", text, "a host name as text", lambda s: s is None or (s and s.isprintable())),
             ("identity", (Identity, type(None)), "an Identity", lambda _: True),
-            ("max_pdu", int, "0 (unlimited) or in the range 16-4294967295", lambda n: n == 0 or 16 <= n < 1 << 32),
+            (
+                "max_pdu",
+                int,
+                "0 (unlimited) or an integer from 16 to 4294967295",
+                lambda n: n == 0 or 16 <= n < 1 << 32,
+            ),
             ("transfer_syntaxes", Sequence, "a sequence of 1 to 100 names", lambda names: 0 < len(names) <= 100),
         ):
             value: Any = getattr(self, name)
@@ -1578,7 +1586,8 @@ def _tls_failed(error: Exception, context: ssl.SSLContext) -> TLSFailed:
     known = (message for message, parts in _TLS_FAILURES.items() if any(part in said for part in parts))
     message = next(known, "handshake failed")
     if "our certificate" in message:
-        case, has_certificate = "our certificate", getattr(context, "_has_certificate", None)
+        case = message if ("tls", message) in _HINTS else "our certificate"
+        has_certificate = getattr(context, "_has_certificate", None)
         if has_certificate is None:  # an application's context does not say
             message = case = "client certificate missing or not accepted"
         elif not has_certificate:
@@ -1608,6 +1617,8 @@ def _check_names(secured: ssl.SSLSocket) -> None:
     if not fits:
         there = _read_certificate(secured)["names"]
         detail = f"it names {', '.join(there) or 'nothing'}, not {name}"
+        if name in there:
+            detail = f"it names {name} as its common name, which does not count for an IP address"
         raise TLSFailed("the certificate is for another name", detail=detail, names=list(there))
 
 

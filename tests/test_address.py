@@ -67,7 +67,7 @@ WRONG: dict[Any, str] = {
     "pacs:104:105": '"pacs:104:105" has several colons but is not an IPv6 address (with a port, write [IPv6]:PORT)',
     "300.1.1.1:104": '"300.1.1.1" is not an IPv4 address',
     **dict.fromkeys(("10.1", "[10.1]"), '"10.1" is not an IPv4 address'),
-    ".": '"." is not an IPv4 address',
+    **{host: f'"{host}" is not an IPv4 address' for host in (".", "²", "１２７.0.0.1")},  # once IDNA has read it
     "104": '"104" is not a host; write HOST:104 as one argument',
     "X@11112": '"11112" is not a host; write HOST:11112 as one argument',
     "pacs  104": '"pacs  104" is not a host; write pacs:104 as one argument',

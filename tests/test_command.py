@@ -259,7 +259,7 @@ REFUSALS: list[tuple[str, ...]] = [
     (f"{AET}the AE title is empty", "-aet ||| pacs"),
     ("argument -id/--id/--message-id: must be a whole number between 0 and 65535, not '65536'", "-id 65536 pacs"),
     ("argument -id/--id/--message-id: must be a whole number between 0 and 65535, not '1.5'", "--id 1.5 pacs"),
-    ("--max-pdu must be 0 (unlimited) or in the range 16-4294967295, not 15", "--max-pdu 15 pacs"),
+    ("--max-pdu must be 0 (unlimited) or an integer from 16 to 4294967295, not 15", "--max-pdu 15 pacs"),
     ("argument --max-pdu: must be a whole number between 0 and 4294967295, not 'x'", "--max-pdu x pacs"),
     (f"argument --transfer-syntax: {SYNTAX}, not 'nonsense'", "--transfer-syntax nonsense pacs"),
     ("argument -t/--timeout: must be between 0.001 and 86400, not '0'", "-t 0 pacs"),

@@ -56,7 +56,7 @@ def test_a_title_that_is_not_the_default_wins_over_the_address(address: str, arg
 CHARACTERS = "contains a backslash, a control character or a non-ASCII character"
 SECONDS = "timeout must be a number above 0 and up to 86400"
 NAMES = "transfer_syntaxes must be a sequence of 1 to 100 names"
-BYTES = "max_pdu must be 0 (unlimited) or in the range 16-4294967295"
+BYTES = "max_pdu must be 0 (unlimited) or an integer from 16 to 4294967295"
 SYNTAX = "a transfer syntax is one of implicit, explicit, deflated, big-endian or a UID"
 WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "timeout must be a number above 0 and up to 86400, not '5'", {"timeout": "5"}),
@@ -65,8 +65,8 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "source must be an IP address as text, not b'::1'", {"source": b"::1"}),
     (TypeError, "server_hostname must be a host name as text, not b'pacs'", {"server_hostname": b"pacs"}),
     (TypeError, "identity must be an Identity, not 'root'", {"identity": "root"}),
-    (TypeError, "max_pdu must be 0 (unlimited) or in the range 16-4294967295, not '16384'", {"max_pdu": "16384"}),
-    (TypeError, "max_pdu must be 0 (unlimited) or in the range 16-4294967295, not 16384.0", {"max_pdu": 16384.0}),
+    (TypeError, "max_pdu must be 0 (unlimited) or an integer from 16 to 4294967295, not '16384'", {"max_pdu": "16384"}),
+    (TypeError, "max_pdu must be 0 (unlimited) or an integer from 16 to 4294967295, not 16384.0", {"max_pdu": 16384.0}),
     *((TypeError, f"{NAMES}, not {wrong!r}", {"transfer_syntaxes": wrong})
       for wrong in ("implicit", None, {"implicit"})),
     (TypeError, "tls must be an ssl.SSLContext, not True", {"tls": True}),

@@ -167,6 +167,9 @@ def test_the_names_in_a_certificate_for_another(capsys: Capsys, tmp_path: Path) 
     assert error["names"] == ["pacs.test", "*.hospital.test", "192.0.2.7", "2001:db8::1"]
     assert error["detail"] == "it names pacs.test, *.hospital.test, 192.0.2.7, 2001:db8::1, not 127.0.0.1"
     assert str(result.error) == OTHER_NAME, "an application's context checks by itself"
+    with serving(server_context(tmp_path, *named(subject="127.0.0.1")[0])) as port:
+        error = ask(capsys, f"127.0.0.1:{port}", "--cacert", cacert)["error"]
+    assert error["detail"] == "it names 127.0.0.1 as its common name, which does not count for an IP address"
 
 
 def test_an_application_context_keeps_its_own_rules(tmp_path: Path) -> None:
@@ -349,7 +352,7 @@ ALERTS_ON_OURS = {
 def test_every_alert_has_words() -> None:
     """What OpenSSL makes of each, in memory."""
 
-    def words(alert: int, has_certificate: bool) -> str:
+    def failed(alert: int, has_certificate: bool) -> echo.TLSFailed:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         vars(context)["_has_certificate"] = has_certificate
@@ -357,11 +360,20 @@ def test_every_alert_has_words() -> None:
         received.write(bytes([0x15, 3, 3, 0, 2, 2, alert]))
         with pytest.raises(ssl.SSLError) as caught:
             context.wrap_bio(received, ssl.MemoryBIO()).do_handshake()
-        return str(echo._tls_failed(caught.value, context))
+        return echo._tls_failed(caught.value, context)
+
+    def hint(alert: int) -> str:
+        return echo._hint("tls", failed(alert, True)._case)
 
     alone = {alert: message for message, alerts in ALERTS.items() for alert in alerts}
-    assert {alert: words(alert, False) for alert in alone} == alone
-    assert {alert: words(alert, True) for alert in alone} == {**alone, **ALERTS_ON_OURS}
+    assert {alert: str(failed(alert, False)) for alert in alone} == alone
+    assert {alert: str(failed(alert, True)) for alert in alone} == {**alone, **ALERTS_ON_OURS}
+    assert all(map(hint, alone))
+    assert [hint(alert).split(" or ")[0] for alert in (42, 44, 45)] == [
+        "the peer may not trust the CA that issued it (put the intermediate certificates behind ours in --cert FILE),",
+        "have a new one issued (--cert, --key)",
+        "renew it,",
+    ]
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
