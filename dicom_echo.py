@@ -2297,7 +2297,8 @@ def _decode_command(data: bytes) -> _Command:
         notes.append("the peer encodes the command set in Explicit VR instead of Implicit VR")
     end = 0
     while end < len(data):
-        group, element = (int.from_bytes(data[at : at + 2], "little") for at in (end, end + 2))
+        tag = int.from_bytes(data[end : end + 4], "little")
+        group, element = tag & 0xFFFF, tag >> 16
         start, width = end + 8, 4
         if explicit:
             long = data[end + 4 : end + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")
