@@ -252,7 +252,7 @@ def test_interruptions_at_random_moments(tmp_path: Path) -> None:
             out, err = process.communicate(timeout=PATIENCE)
         told = (number.name, moment, process.returncode, out, err)
         if "KeyboardInterrupt" in err or "Fatal Python error" in err:  # the latter before any Python code
-            before_ours = ("from __future__ import", "import signal", "in getsignal")
+            before_ours = ('"""Send a DICOM', "from __future__ import", "import signal", "in getsignal")
             assert any(each in err for each in before_ours) or MODULE.name not in err, told
             assert number == signal.SIGINT, told
         elif "nagios" in options and process.returncode == 3:
