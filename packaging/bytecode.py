@@ -1,7 +1,6 @@
 """Compile the modules below a folder for the Python that runs this, into one file: `bytecode.py FOLDER OUT`.
 
-Others' docstrings are left out; -OO would drop the asserts, too, with which pynetdicom checks values. Prints the
-version of the Python.
+Others' docstrings are left out; -OO would drop pynetdicom's asserts, too. Prints the version of the Python.
 """
 
 import ast

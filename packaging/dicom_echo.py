@@ -32,10 +32,7 @@ def importer_of_sources(path):
         return [PathDistribution(path) for path in paths if fnmatch(path.name, wanted)]
 
     class Importer(zipimport.zipimporter):
-        """Takes all code from one file, if there is one for this Python.
-
-        zipimport's own methods would load the code of each module twice: once to tell its file name.
-        """
+        """Takes all code from one file, if there is one for this Python. zipimport would load each module twice."""
 
         def __init__(self, path):
             if not path.startswith(archive + os.sep):
