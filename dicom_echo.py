@@ -359,8 +359,11 @@ _HINTS: dict[tuple[str, str], str] = {
     ("tls", "the peer wants a client certificate"): "present a client certificate: --cert FILE --key FILE",
     ("tls", "the peer says our certificate has expired"): "renew it, or compare the clocks of both hosts",
     ("tls", "the peer says our certificate has been revoked"): "have a new one issued (--cert, --key)",
-    ("tls", "our certificate"): "the peer may not trust the CA that issued it (put the intermediate certificates "
-    "behind ours in --cert FILE), or it may have expired, or be for another purpose than client authentication",
+    **dict.fromkeys(
+        (("tls", f"the peer does not {what} our certificate") for what in ("accept", "trust", "support")),
+        "the peer may not trust the CA that issued it (put the intermediate certificates behind ours in --cert FILE), "
+        "or it may have expired, or be for another purpose than client authentication",
+    ),
     ("tls", "client certificate missing or not accepted"): "if the SSLContext has no certificate loaded, load one; "
     "otherwise the peer may not trust its CA, or it has expired or is for another purpose than client authentication",
     ("tls", "the peer denied access"): "the holder of our certificate may have to be registered with the peer",
@@ -1582,17 +1585,16 @@ def _tls_failed(error: Exception, context: ssl.SSLContext) -> TLSFailed:
         return TLSFailed(message, detail=getattr(error, "verify_message", words))
     if isinstance(error, ConnectionError):
         return TLSFailed("closed during the handshake", detail=words)
-    said, case = str(error).upper().replace(" ", "_"), ""
+    said = str(error).upper().replace(" ", "_")
     known = (message for message, parts in _TLS_FAILURES.items() if any(part in said for part in parts))
     message = next(known, "handshake failed")
     if "our certificate" in message:
-        case = message if ("tls", message) in _HINTS else "our certificate"
         has_certificate = getattr(context, "_has_certificate", None)
         if has_certificate is None:  # an application's context does not say
-            message = case = "client certificate missing or not accepted"
+            message = "client certificate missing or not accepted"
         elif not has_certificate:
-            message = case = "the peer wants a client certificate"
-    return TLSFailed(message, case=case, detail=words)
+            message = "the peer wants a client certificate"
+    return TLSFailed(message, detail=words)
 
 
 def _check_names(secured: ssl.SSLSocket) -> None:
