@@ -449,6 +449,10 @@ def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _without_port(host_port: str) -> str:
+    return host_port.rpartition(":")[0].strip("[]")
+
+
 def parse_address(text: str) -> Address:
     """Read ``[AE-TITLE@]HOST[:PORT]``.
 
@@ -1137,7 +1141,7 @@ class _Echo:
         error.phase = phase
         if not error.hint:
             asked = self.request
-            local = (self.wire.local or "").rpartition(":")[0].strip("[]") or "this host"
+            local = _without_port(self.wire.local or "") or "this host"
             cases = error._case, asked.identity and "with identity", asked.tls and f"{phase} over TLS", str(phase)
             hint = _hint(error.kind, *cases)
             error.hint = hint.format(called=asked.called_ae_title, calling=asked.calling_ae_title, local=local)
@@ -1814,11 +1818,7 @@ class _Dialogue:
         four_bytes = kind in (3, 5, 6, 7)  # PS3.8 Tables 9-21, 9-24, 9-25, 9-26: nothing else may follow the header
         if length > _MAX_PDU_LENGTH or (four_bytes and length != 4):
             raise ProtocolError(f"{_PDU_NAMES[kind]} with an impossible length of {length} bytes")
-        if len(self._buffer) < 6 + length:
-            return None
-        pdu = bytes(self._buffer[: 6 + length])
-        del self._buffer[: 6 + length]
-        return pdu
+        return _take_pdu(self._buffer)
 
     def _check_type(self) -> None:
         """Raise if the first byte shows that the answer is not DICOM; the next ones may show what it is instead."""
@@ -1939,7 +1939,7 @@ class _Dialogue:
 
 
 _Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
-_PACKAGES = ("pydicom", "pynetdicom")
+_PACKAGES = ("pynetdicom", "pydicom")
 
 # Importing pynetdicom and pydicom takes most of a command's time, and most of what they import is for images, storage,
 # printing and serving. Encoding a request needs these modules alone, without the __init__.py of the two packages.
@@ -2074,7 +2074,7 @@ def _load_codec() -> None:
 
 def _codec_versions() -> list[str]:
     """Names and versions of pynetdicom and pydicom, as far as they are installed."""
-    return [f"{name} {found}" for name in ("pynetdicom", "pydicom") if (found := _installed_version(name))]
+    return [f"{name} {found}" for name in _PACKAGES if (found := _installed_version(name))]
 
 
 def _installed_version(package: str) -> str:
@@ -2192,6 +2192,16 @@ def _encode_c_echo_once(kind: str, context_id: int, peer_max_pdu: int) -> tuple[
 _RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")  # PS3.8 9.3.6
 _RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")  # PS3.8 9.3.7
 _ABORT = bytes.fromhex("07 00 00000004 00000000")  # PS3.8 9.3.8: from the service-user, that is, from us
+
+
+def _take_pdu(buffer: bytearray) -> bytes | None:
+    """Take a PDU out of a buffer that begins with its header (PS3.8 9.3.1); None if it is not complete."""
+    size = 6 + int.from_bytes(buffer[2:6], "big")
+    if len(buffer) < size:
+        return None
+    pdu = bytes(buffer[:size])
+    del buffer[:size]
+    return pdu
 
 
 class _AssociateAC(NamedTuple):
@@ -2936,7 +2946,7 @@ def _circumstances(result: EchoResult, style: _Style) -> Iterator[str]:
     if result.ok:
         return
     host, detail = result.address.host, result.error.detail if result.error else ""
-    ip = result.remote.rpartition(":")[0].strip("[]") if result.remote else host
+    ip = _without_port(result.remote) if result.remote else host
     found = "" if ip == host else f" ({ip})"
     endpoint = _host_port(host, result.port) + found
     doing = {
@@ -3395,9 +3405,7 @@ def _receive_pdu(wire: _Wire, buffer: bytearray, room: int, *types: int) -> _Wai
                 raise ProtocolError(f"received {_PDU_NAMES.get(start[0], str(start)[2:-1])}, expected {expected}")
             if size > room:
                 raise ProtocolError(f"received {_PDU_NAMES[start[0]]} of {size} bytes, expected no more than {room}")
-            if len(buffer) >= size:
-                pdu = bytes(buffer[:size])
-                del buffer[:size]
+            if pdu := _take_pdu(buffer):
                 return pdu
         if not (data := (yield from wire.receive())):
             raise ConnectionLost(f"closed by the caller{' in the middle of a PDU' if buffer else ''}")
@@ -4089,12 +4097,13 @@ def _output(file: str | None) -> Iterator[TextIO]:
     final = os.path.realpath(file)
     draft = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{os.urandom(4).hex()}.tmp")
     try:
-        replaces = _named_descriptor(file) is None and (
+        number = _named_descriptor(file)
+        replaces = number is None and (
             not os.path.exists(final) or (os.path.isfile(final) and not file.startswith("/proc/"))
         )
         if replaces:
             _check_folder(os.path.dirname(final), final)
-        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file)  # noqa: SIM115
+        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file, number)  # noqa: SIM115
     except (OSError, ValueError) as error:
         why = "nobody reads it" if getattr(error, "errno", None) == errno.ENXIO else _reason(error)
         raise ValueError(f"cannot write {file}: {why}") from None
@@ -4116,9 +4125,9 @@ def _output(file: str | None) -> Iterator[TextIO]:
                 os.unlink(draft)
 
 
-def _open_in_place(file: str) -> TextIO:
-    """Open a descriptor of this process, a pipe or a device."""
-    if (number := _named_descriptor(file)) is not None:  # opening it again would write from its start
+def _open_in_place(file: str, number: int | None) -> TextIO:
+    """Open a descriptor of this process, if the file has a number, otherwise a pipe or a device."""
+    if number is not None:  # opening it again would write from its start
         return open(os.dup(number), "w", encoding="utf-8")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads must not be waited for
     stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
