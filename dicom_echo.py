@@ -660,12 +660,7 @@ class _Request:
             ("source", text, "an IP address as text", lambda _: True),
             ("server_hostname", text, "a host name as text", lambda s: s is None or (s and s.isprintable())),
             ("identity", (Identity, type(None)), "an Identity", lambda _: True),
-            (
-                "max_pdu",
-                int,
-                "0 (unlimited) or an integer from 16 to 4294967295",
-                lambda n: n == 0 or 16 <= n < 1 << 32,
-            ),
+            ("max_pdu", int, "0 (unlimited) or an integer from 16 to 4294967295", lambda n: not n or 16 <= n < 2**32),
             ("transfer_syntaxes", Sequence, "a sequence of 1 to 100 names", lambda names: 0 < len(names) <= 100),
         ):
             value: Any = getattr(self, name)
@@ -765,7 +760,7 @@ class _Timings(dict[Phase, float]):
 
     __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict, which can change, has none
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -2024,7 +2019,7 @@ class _LeanFinder:
             raise ModuleNotFoundError(name)
         if name in _LEAN or (name.partition(".")[0] not in _PACKAGES and name not in _UNUSED):
             return None  # Python's own finders go on
-        spec = importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
+        spec = importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]  # it has a loader's methods
         if name in _PACKAGES and (real := importlib.machinery.PathFinder.find_spec(name)):
             spec.submodule_search_locations = real.submodule_search_locations
         return spec
@@ -2080,10 +2075,11 @@ def _codec_versions() -> list[str]:
 def _installed_version(package: str) -> str:
     """Read it off the name of a folder, if possible: to import importlib.metadata takes longer than a start may."""
     spec = importlib.machinery.PathFinder.find_spec(package)
-    with contextlib.suppress(OSError):  # it is in an archive
-        for entry in os.listdir(os.path.dirname(os.path.dirname(spec.origin))) if spec and spec.origin else ():
-            if found := re.fullmatch(rf"{package}-([^-]+)\.(dist|egg)-info", entry):
-                return found[1]
+    if spec and spec.origin:
+        with contextlib.suppress(OSError):  # it is in an archive
+            for entry in os.listdir(os.path.dirname(os.path.dirname(spec.origin))):
+                if found := re.fullmatch(rf"{package}-([^-]+)\.(dist|egg)-info", entry):
+                    return found[1]
     from importlib import metadata
 
     with contextlib.suppress(Exception):  # any: it is not installed, or the archive that it is in cannot be read
@@ -4103,7 +4099,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
         )
         if replaces:
             _check_folder(os.path.dirname(final), final)
-        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file, number)  # noqa: SIM115
+        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file, number)  # noqa: SIM115  # below
     except (OSError, ValueError) as error:
         why = "nobody reads it" if getattr(error, "errno", None) == errno.ENXIO else _reason(error)
         raise ValueError(f"cannot write {file}: {why}") from None
@@ -4130,7 +4126,7 @@ def _open_in_place(file: str, number: int | None) -> TextIO:
     if number is not None:  # opening it again would write from its start
         return open(os.dup(number), "w", encoding="utf-8")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads must not be waited for
-    stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115
+    stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115  # the caller
     if hasattr(os, "set_blocking"):
         os.set_blocking(stream.fileno(), True)
     return stream

@@ -64,7 +64,7 @@ sys.dont_write_bytecode = True  # not into the host's Python either
 gc.disable()  # what is imported stays: looking for garbage among it takes 2 ms
 try:
     import dicom_echo
-except Exception as error:
+except Exception as error:  # any: damage shows in many ways
     give_up("cannot load %r: %s: %s; is the file complete?" % (sys.argv[0], type(error).__name__, error))
 gc.enable()
 dicom_echo._command()

@@ -71,7 +71,10 @@ class Bench:
                 if number:
                     clock[name].append(took * 1000)
                     processor[name].append((usage.ru_utime + usage.ru_stime) * 1000)
-        return tuple({name: statistics.median(each) for name, each in kind.items()} for kind in (clock, processor))  # type: ignore[return-value]
+        on_clock, of_processor = (
+            {name: statistics.median(each) for name, each in kind.items()} for kind in (clock, processor)
+        )
+        return on_clock, of_processor
 
     def new_host(self) -> None:
         """A copy of the archive that no Python has seen."""
