@@ -4099,7 +4099,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
         )
         if replaces:
             _check_folder(os.path.dirname(final), final)
-        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file, number)  # noqa: SIM115  # below
+        stream = open(draft, "x", encoding="utf-8") if replaces else _open_in_place(file, number)  # noqa: SIM115  # closed below
     except (OSError, ValueError) as error:
         why = "nobody reads it" if getattr(error, "errno", None) == errno.ENXIO else _reason(error)
         raise ValueError(f"cannot write {file}: {why}") from None
@@ -4126,7 +4126,7 @@ def _open_in_place(file: str, number: int | None) -> TextIO:
     if number is not None:  # opening it again would write from its start
         return open(os.dup(number), "w", encoding="utf-8")
     flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody reads must not be waited for
-    stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115  # the caller
+    stream = open(file, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags))  # noqa: SIM115  # the caller closes it
     if hasattr(os, "set_blocking"):
         os.set_blocking(stream.fileno(), True)
     return stream
