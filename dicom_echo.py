@@ -1209,11 +1209,8 @@ class _Association:
                 self._dialogue.receive_data(data)
         except EchoError as error:
             self._note_the_end(error)
-            how = error.message.replace(" without an answer", "")
-            if error.kind == "aborted":
-                how = "A-ABORT"
-            elif error.message == _RELEASED:
-                how = "A-RELEASE-RQ"
+            pdus = {"aborted": "A-ABORT", "released": "A-RELEASE-RQ"}
+            how = pdus.get(error.kind) or pdus.get(error._case) or error.message.replace(" without an answer", "")
             idle = time.perf_counter() - self._used_at
             return f"the peer ended the association within {idle:.1f} s after the last echo ({how}); opened a new one"
 
@@ -1276,7 +1273,7 @@ class _Association:
     def _note_the_end(self, error: EchoError) -> None:
         """Once the peer has ended the association, nothing but the answer to its A-RELEASE-RQ may be sent."""
         if isinstance(error, (Rejected, Aborted, ConnectionLost)):
-            self._last_words = _RELEASE_RP if error.message == _RELEASED else b""
+            self._last_words = _RELEASE_RP if error._case == "released" else b""
 
 
 def _log_pdus(pdus: list[tuple[float, str, bytes]], target: str) -> None:
@@ -1738,8 +1735,6 @@ _FINGERPRINTS = {
     b"\x16\x03": "TLS", b"\x0bMSH": "HL7 (MLLP)", b"RFB ": "VNC",
 }  # fmt: skip
 
-_RELEASED = "the peer released the association without an answer"
-
 
 class _Event(NamedTuple):
     """What a phase ends with if all goes well: A-ASSOCIATE-AC, C-ECHO-RSP or A-RELEASE-RP."""
@@ -1866,7 +1861,7 @@ class _Dialogue:
 
     def _on_release(self, _pdu: bytes) -> NoReturn:
         """The peer may end an association at any time (PS3.8 7.2)."""
-        raise ConnectionLost(_RELEASED)
+        raise ConnectionLost("the peer released the association without an answer", case="released")
 
     def _on_data(self, pdu: bytes) -> _Event | None:
         """Put the fragments of the command set together (PS3.8 Annex E)."""
@@ -2214,15 +2209,13 @@ class _AssociateAC(NamedTuple):
 
 def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
     """A-ASSOCIATE-AC; unknown items (PS3.8 9.3.1), the AE titles and what is reserved are ignored."""
-    what, notes = "A-ASSOCIATE-AC", list[str]()
-    if len(pdu) < 74:
-        raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
+    what, notes, items = "A-ASSOCIATE-AC", list[str](), _associate_items(pdu)
     if not pdu[7] & 1:
         notes.append(f"the peer states protocol version {pdu[6:8].hex()}H, without bit 0 (PS3.8 9.3.3)")
     result: int | None = None
     syntaxes: tuple[str | None, ...] = ()
     said: dict[int, bytes] = {}
-    for kind, item in _items(pdu, what, 74):
+    for kind, item in items:
         if kind == 0x21:  # presentation context: ID, reserved, result, reserved, transfer syntax
             if len(item) < 4:
                 raise ProtocolError(f"malformed {what}: a presentation context of {len(item)} bytes")
@@ -2240,6 +2233,14 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
         raise ProtocolError(f"malformed {what}: a maximum length of {len(said[0x51])} bytes, 4 expected")
     max_pdu = int.from_bytes(said[0x51], "big") if 0x51 in said else None
     return _AssociateAC(result, syntaxes, _text(said.get(0x52)), _text(said.get(0x55)), max_pdu, 0x59 in said, notes)
+
+
+def _associate_items(pdu: bytes) -> Iterator[tuple[int, bytes]]:
+    """The variable items of an A-ASSOCIATE-RQ or A-ASSOCIATE-AC, behind 74 bytes of fields (PS3.8 9.3.2, 9.3.3)."""
+    name = _PDU_NAMES[pdu[0]]
+    if len(pdu) < 74:
+        raise ProtocolError(f"malformed {name}: {len(pdu)} bytes, at least 74 expected")
+    return _items(pdu, name, 74)
 
 
 def _items(data: bytes, what: str, at: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -3237,7 +3238,8 @@ class _Visit:
 
 def _visits(visits: Iterable[_Visit], style: _Style | None) -> Iterator[str]:
     """A line for each visit, then the totals: as text or, without a style, as JSON."""
-    import json
+    if not style:
+        import json
 
     totals = {"connections": 0, "associations": 0, "rejected": 0, "echoes": 0}
     for visit in visits:
@@ -3431,12 +3433,10 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
 
     Return the result and the transfer syntax for each presentation context, and the caller's maximum length.
     """
-    what, max_pdu = "A-ASSOCIATE-RQ", 0
+    what, max_pdu, items = "A-ASSOCIATE-RQ", 0, _associate_items(pdu)
     contexts: dict[int, tuple[int, str]] = {}
-    if len(pdu) < 74:
-        raise ProtocolError(f"malformed {what}: {len(pdu)} bytes, at least 74 expected")
     visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
-    for kind, item in _items(pdu, what, 74):
+    for kind, item in items:
         if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
             syntaxes = [(kind, _text(value) or "") for kind, value in _items(item, what, 4)]
             offered = [name for kind, name in syntaxes if kind == 0x40]
