@@ -2883,15 +2883,20 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
             yield from _details(event.result, style)
     if not live:
         yield from (row(target) for target in tally.of if endless or target in tally.under_way)
-    verdicts = ((target, tally.of[target].verdict) for target in tally.targets if target in tally.of)
-    if failed := [(target, verdict) for target, verdict in verdicts if not verdict.ok]:
+    verdicts = [tally.of[target].verdict for target in tally.targets if target in tally.of]
+    if failures := [verdict for verdict in verdicts if not verdict.ok]:
         yield ""
-        for target, result in failed:
-            label = f" {_printable(target.label)}" if target.label else ""
-            yield from _headline(f"{target.target}{label}: ", result, style)
-            yield from _circumstances(result, style)
-            yield from _notes(result, style)  # such as the peer's own comment on a failure
+        for failure in failures:
+            label = f" {_printable(failure.label)}" if failure.label else ""
+            yield from _headline(f"{failure.target}{label}: ", failure, style)
+            yield from _circumstances(failure, style)
+            yield from _notes(failure, style)  # such as the peer's own comment on a failure
         yield ""
+    yield from style.wrap("", _totals(tally, repeated))
+
+
+def _totals(tally: _Tally, repeated: bool) -> str:
+    """How many echoes, or targets, there were of each kind, and how many are missing after an interruption."""
     kinds = sorted(tally.total.kinds.items(), key=lambda item: (item[0] != "ok", -item[1]))
     one, many = ("echo", "echoes") if repeated else ("target", "targets")
     line = f"{tally.total.sent} {one if tally.total.sent == 1 else many}: "
@@ -2900,7 +2905,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         left = {"under way": len(tally.under_way), "not asked": len({*tally.targets} - {*tally.of, *tally.under_way})}
         rest = " and".join(f" {number} {what}" for what, number in left.items() if number)
         line += f"; interrupted with{rest}" if rest else "; interrupted"
-    yield from style.wrap("", line)
+    return line
 
 
 def _times(statistics: _Statistics, repeated: bool) -> str:
