@@ -9,9 +9,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,7 +26,6 @@ SWAYING = {
 PATIENCE = 30.0
 REFUSED = "127.0.0.1:1"  # nobody listens there
 HELP = " (see dicom-echo --help)\n"
-NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals, terminals and devices")
 
@@ -72,15 +70,15 @@ def start_process(
     command: Sequence[str],
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
-    changes: Mapping[str, str] = NO_CHANGES,
     stdin: int = subprocess.DEVNULL,
+    env: dict[str, str] | None = None,
     **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that can be talked to while it runs; where it has not ended by the end of the block, it is killed.
 
     Its coverage is not measured: what a signal ends writes no report.
     """
-    env = {name: value for name, value in environment(**changes).items() if not name.startswith("COVERAGE_")}
+    env = {name: value for name, value in (env or environment()).items() if not name.startswith("COVERAGE_")}
     with subprocess.Popen(
         command, env=env, stdin=stdin, stdout=stdout, stderr=stderr, encoding="utf-8", **options
     ) as process:
@@ -146,18 +144,18 @@ def run_on_terminal(
     width: int = 80,
     interrupt_after: str = "",
     command: Sequence[str] = (),
-    changes: Mapping[str, str] = NO_CHANGES,
-    **streams: int,
+    stdout: int | None = None,
+    **variables: str,
 ) -> Outcome:
     """Run the command on a terminal of its own; Ctrl-C is typed when the terminal shows a text.
 
-    Its three streams are the terminal, unless they are said to be something else.
+    Its three streams are the terminal, unless standard output is said to be something else.
     """
     ours, theirs = open_terminal(width)
     controlled = [sys.executable, "-IS", "-c", CONTROLLED, *(command or command_line(*arguments))]
-    used = {"stdout": theirs, "stderr": theirs, **streams}
-    variables = {"TERM": "xterm", **changes}
-    with start_process(controlled, stdin=theirs, changes=variables, start_new_session=True, **used) as process:
+    out = theirs if stdout is None else stdout
+    env = environment(**{"TERM": "xterm", **variables})
+    with start_process(controlled, out, theirs, theirs, env, start_new_session=True) as process:
         os.close(theirs)
         shown = read_terminal(ours, interrupt_after)
         process.wait(PATIENCE)

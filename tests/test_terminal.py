@@ -1,4 +1,4 @@
-"""The command on a terminal: width, colour, progress, a table that is kept up to date, Ctrl-C."""
+"""The command on a terminal: size, colour, progress, a table that is kept up to date, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,31 +9,18 @@ import os
 import re
 import signal
 import sys
-import threading
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import (
-    NO_CHANGES,
-    REFUSED,
-    SWAYING,
-    Outcome,
-    command_line,
-    open_terminal,
-    posix,
-    read_terminal,
-    run_on_terminal,
-)
-from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, associate_rj, script, silent_listener
+from command import REFUSED, SWAYING, Outcome, command_line, open_terminal, posix, run_on_terminal
+from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, silent_listener
 
 import dicom_echo
+from dicom_echo import _Style
 
 pytestmark = posix
-
-REJECTING = script(accept=associate_rj(1, 1, 7))
 
 
 @pytest.fixture(scope="module")
@@ -43,88 +30,42 @@ def silent() -> Iterator[Endpoint]:
         yield endpoint
 
 
-def shown(code: int, *arguments: object, width: int = 80, changes: Mapping[str, str] = NO_CHANGES) -> str:
-    """What a terminal shows of the command, run in this process; its code is the one expected."""
+# --- Style -----------------------------------------------------------------------------------------------------------
+
+
+def style_of(variables: str, choice: str = "auto", width: int = 80) -> _Style:
+    """How the command prints on a terminal, with these variables in its environment."""
     ours, theirs = open_terminal(width)
-    got: list[str] = []
-    reader = threading.Thread(target=lambda: got.append(read_terminal(ours)))
-    reader.start()
-    with pytest.MonkeyPatch.context() as patched, open(theirs, "w", encoding="utf-8") as stream:  # noqa: PTH123
+    with pytest.MonkeyPatch.context() as patched, open(theirs, "w") as stream:  # noqa: PTH123
         for name in SWAYING:
             patched.delenv(name, raising=False)
-        for name, value in {"TERM": "xterm", **changes}.items():
+        for variable in ["TERM=xterm", *variables.split()]:
+            name, _, value = variable.partition("=")
             patched.setenv(name, value)
-        patched.setattr(sys, "stdout", stream)
-        patched.setattr(sys, "stderr", stream)
-        told = dicom_echo.main([str(argument) for argument in arguments])
-    reader.join()
-    assert told == code, got
-    return got[0]
+        style = dicom_echo._style(choice, False, stream)
+    os.close(ours)
+    return style
 
 
-def plain(text: str) -> str:
-    """A text without its colours, and without the clearing of a line."""
-    return re.sub(r"\x1b\[\d*[mK]|\r", "", text)
+def test_colour() -> None:
+    coloured = {
+        ("", "auto"): True,
+        ("NO_COLOR=1", "auto"): False,
+        ("NO_COLOR=", "auto"): True,
+        ("NO_COLOR=1 FORCE_COLOR=1", "auto"): False,
+        ("TERM=dumb", "auto"): False,
+        ("TERM=dumb FORCE_COLOR=1", "auto"): True,
+        ("FORCE_COLOR=1", "never"): False,
+        ("TERM=dumb NO_COLOR=1", "always"): True,
+    }
+    assert {case: style_of(*case).colour for case in coloured} == coloured
 
 
-def columns(text: str) -> int:
-    """The columns that a text takes on a terminal."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    unseen = sum(bool(unicodedata.combining(character)) for character in text)
-    return len(text) + wide - unseen
-
-
-# --- Width -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes", [{"COLUMNS": "many"}, {"TERM": "dumb"}, {"COLUMNS": "55"}], ids=str)
-@pytest.mark.parametrize("width", [60, 80, 132])
-@pytest.mark.parametrize("options", [[], ["-v"], ["-c", "2", "-i", "0"]], ids=str)
-def test_lines_are_wrapped_between_words(width: int, options: list[str], changes: dict[str, str]) -> None:
-    with RawPeer(REJECTING) as peer:
-        text = plain(shown(1, "-aec", "A LONG TITLE", *options, peer.endpoint.host_port, width=width, changes=changes))
-    assert max(map(columns, text.splitlines())) <= (55 if "55" in changes.values() else width)
-    told = " ".join(text.split())
-    for phrase in ("called AE title not recognized", "rejected-permanent, service-user, reason 7", '"A LONG TITLE"'):
-        assert phrase in told
-
-
-@pytest.mark.parametrize("options", [[], ["-c", "2", "-i", "0"]], ids=["once", "repeated"])
-def test_the_table_is_aligned_and_fits(tmp_path: Path, options: list[str]) -> None:
-    labels = ["archive", "放射線科の古いサーバー", "Mo\u0308bius", "the worklist server of the second floor"]
-    with RawPeer() as good, RawPeer(REJECTING) as bad:
-        hosts = [good.address, bad.address, REFUSED, good.address]
-        (tmp_path / "fleet").write_text("\n".join(map(" # ".join, zip(hosts, labels))), encoding="utf-8")
-        lines = plain(shown(3, "-T", tmp_path / "fleet", "--color", "never", *options, width=60)).splitlines()
-    rows = lines[: lines.index("")]
-    assert len(rows) == 4, lines
-    assert len({columns(re.split("[✅❌]", row)[0]) for row in rows}) == 1, lines
-    assert max(map(columns, lines)) <= 60, lines
-
-
-# --- Colour ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "variables", "coloured"),
-    [
-        ([], {}, True),
-        ([], {"NO_COLOR": "1"}, False),
-        ([], {"NO_COLOR": ""}, True),
-        ([], {"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
-        ([], {"TERM": "dumb"}, False),
-        ([], {"TERM": "dumb", "FORCE_COLOR": "1"}, True),
-        (["--color", "never"], {"FORCE_COLOR": "1"}, False),
-        (["--color", "always"], {"TERM": "dumb", "NO_COLOR": "1"}, True),
-        (["--format", "json"], {}, False),
-        (["--format", "nagios"], {}, False),
-    ],
-    ids=str,
-)
-def test_colour_on_a_terminal(options: list[str], variables: dict[str, str], coloured: bool) -> None:
-    text = shown(2 if "nagios" in options else 3, *options, REFUSED, changes=variables)
-    assert ("\x1b[31mUnreachable: connection refused\x1b[0m" in text) == coloured
-    assert ("\x1b[" in text.replace("\r\x1b[K", "")) == coloured
+def test_width_and_height() -> None:
+    sizes = {("", 132): (132, 25), ("COLUMNS=many", 60): (60, 25), ("COLUMNS=55", 60): (55, 25), ("", 0): (80, 25)}
+    sizes["TERM=dumb", 60] = (60, 0)  # no lines, as none can be written over there
+    styles = {(variables, width): style_of(variables, width=width) for variables, width in sizes}
+    assert {case: (style.width, style.height) for case, style in styles.items()} == sizes
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------
@@ -141,9 +82,9 @@ def test_after_a_second_a_terminal_and_nobody_else_is_told_what_is_waited_for(tm
             return pool.submit(run_on_terminal, *arguments, **options)
 
         told = start(*one), start(*one, stdout=results.fileno()), start(*one, "--output", tmp_path / "output")
-        fleet, narrow = start(*two), start(*two, width=30)
-        in_ascii = start(*one, changes={"PYTHONIOENCODING": "ascii"})
-        dumb = start(*two, changes={"TERM": "dumb"})
+        fleet, narrow = start(*two), start(*two, width=45)
+        in_ascii = start(*one, PYTHONIOENCODING="ascii")
+        dumb = start(*two, TERM="dumb")
         untold = start(*one, "-q"), start(*one, "-d"), dumb
         # Their terminal is ours, too.
         readers = [start(command=[*piped, reader, *json_lines]) for reader in ("head -n 9", "cat")]
@@ -154,7 +95,8 @@ def test_after_a_second_a_terminal_and_nobody_else_is_told_what_is_waited_for(tm
     assert "waiting" not in (tmp_path / "results").read_text(encoding="utf-8")
     assert f"1 of 2 done, waiting for {silent.address} ..." in fleet.result().out
     assert [line.split()[0] for line in screen(fleet.result().out)[:2]] == [f"ANY-SCP@{REFUSED}", silent.address]
-    assert max(map(columns, re.findall(r"\r\x1b\[K(\d of 2 done[^\r\n]*)", narrow.result().out))) < 30
+    assert max(map(len, re.findall(r"\r\x1b\[K(\d of 2 done[^\r\n]*)", narrow.result().out))) < 45
+    assert max(map(len, screen(narrow.result().out))) <= 45
     assert f"waiting for {silent.address} ..." in in_ascii.result().out
     assert "\\u" not in in_ascii.result().out
     for run in untold:
@@ -163,7 +105,7 @@ def test_after_a_second_a_terminal_and_nobody_else_is_told_what_is_waited_for(tm
     for run in readers:
         assert len([json.loads(line) for line in run.result().out.splitlines()]) == 3
     with RawPeer() as quick:
-        assert "waiting" not in shown(0, quick.address)
+        assert run_on_terminal(quick.address) == Outcome(0, "\r\x1b[K✅ \x1b[32mSuccess\x1b[0m\n\r\x1b[K", "")
 
 
 def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
