@@ -10,8 +10,6 @@ import pydoc
 import re
 from typing import Any
 
-import pytest
-
 import dicom_echo
 
 PUBLIC = {name: getattr(dicom_echo, name) for name in dicom_echo.__all__}
@@ -31,33 +29,32 @@ def entries(section: str) -> set[str]:
     return {name.strip(" *") for head in heads for name in head.split(",")}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_says_what_it_takes_returns_and_raises(name: str) -> None:
-    told = sections(FUNCTIONS[name])
-    assert told[""].strip()
-    assert inspect.signature(FUNCTIONS[name]).parameters.keys() <= entries(told.get("Parameters", ""))
-    assert "Returns" in told or "Yields" in told
-    if name != "main":  # which raises nothing
-        raised = re.findall(r"^(\w+)", told["Raises"], flags=re.MULTILINE)
-        assert raised
-        assert all(issubclass(PUBLIC.get(error) or getattr(builtins, error), Exception) for error in raised)
+def test_a_function_says_what_it_takes_returns_and_raises() -> None:
+    for name, function in FUNCTIONS.items():
+        told = sections(function)
+        assert told[""].strip(), name
+        assert inspect.signature(function).parameters.keys() <= entries(told.get("Parameters", "")), name
+        assert "Returns" in told or "Yields" in told, name
+        if name != "main":  # which raises nothing
+            raised = re.findall(r"^(\w+)", told["Raises"], flags=re.MULTILINE)
+            assert raised, name
+            assert all(issubclass(PUBLIC.get(error) or getattr(builtins, error), Exception) for error in raised), name
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_class_says_what_it_holds(name: str) -> None:
-    of = CLASSES[name]
-    told, members = sections(of), vars(of)
-    assert told[""].strip()
-    assert not told[""].startswith(f"{name}("), "Python makes one up for named tuples"
-    if issubclass(of, enum.Enum):
-        fields = {member.name for member in of}
-    else:
-        fields = {field for field in members.get("__annotations__", ()) if not field.startswith("_")}
-        fields |= {field for field, value in members.items() if isinstance(value, property)}
-    documented = {field for field, value in members.items() if isinstance(value, property) and value.__doc__}
-    assert fields - documented <= entries(told.get("Attributes", "") + told.get("Parameters", ""))
-    methods = {method for method, value in members.items() if inspect.isfunction(value) and not method.startswith("_")}
-    assert [method for method in methods if not inspect.getdoc(members[method])] == []
+def test_a_class_says_what_it_holds() -> None:
+    for name, of in CLASSES.items():
+        told, members = sections(of), vars(of)
+        assert told[""].strip(), name
+        assert not told[""].startswith(f"{name}("), "Python makes one up for named tuples"
+        if issubclass(of, enum.Enum):
+            fields = {member.name for member in of}
+        else:
+            fields = {field for field in members.get("__annotations__", ()) if not field.startswith("_")}
+            fields |= {field for field, value in members.items() if isinstance(value, property)}
+        documented = {field for field, value in members.items() if isinstance(value, property) and value.__doc__}
+        assert fields - documented <= entries(told.get("Attributes", "") + told.get("Parameters", "")), name
+        methods = {each: value for each, value in members.items() if inspect.isfunction(value) and each[0] != "_"}
+        assert [each for each, value in methods.items() if not inspect.getdoc(value)] == [], name
 
 
 def test_constants_have_a_docstring() -> None:

@@ -23,24 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import rawpeer
 from command import MODULE, PATIENCE, REFUSED, command_line, environment, posix, run_main, start_process
 from leaks import nothing_left_behind
-from rawpeer import (
-    A_ASSOCIATE_RQ,
-    P_DATA_TF,
-    Close,
-    Conversation,
-    Expect,
-    Pause,
-    RawPeer,
-    Send,
-    Silence,
-    accept_proposal,
-    answer_echo,
-    full_listener,
-    script,
-    silent_listener,
-)
+from rawpeer import A_ASSOCIATE_RQ, Conversation, Expect, RawPeer, Send, script, silent_listener
 
 import dicom_echo
 
@@ -57,7 +43,7 @@ def interrupt(echo: int = 1) -> Callable[[Conversation], bytes]:
 
     def answer(conversation: Conversation) -> bytes:
         if conversation.message_ids and conversation.message_ids[-1] < echo:
-            return answer_echo(conversation)
+            return rawpeer.answer_echo(conversation)
         os.kill(os.getpid(), signal.SIGINT)
         return b""
 
@@ -95,7 +81,7 @@ def test_one_echo_is_said_to_be_interrupted(capsys: Capsys, stage: str) -> None:
 @pytest.mark.parametrize("options", [[], ["--reuse"]], ids=["", "reuse"])
 def test_the_statistics_of_endless_echoes_are_printed(capsys: Capsys, options: list[str]) -> None:
     answer = interrupt(echo=6)
-    reused = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), *(Expect(P_DATA_TF), Send(answer)) * 6)
+    reused = (Expect(A_ASSOCIATE_RQ), Send(rawpeer.accept_proposal), *(Expect(rawpeer.P_DATA_TF), Send(answer)) * 6)
     with RawPeer(reused if options else script(echo=answer)) as peer:
         out = interrupted(capsys, peer.address, "-c", 0, "-i", 0, "-t", 60, *options)
         statistics = out.partition(f"\n--- {peer.address} echo statistics ---\n")[2]
@@ -104,14 +90,14 @@ def test_the_statistics_of_endless_echoes_are_printed(capsys: Capsys, options: l
 
 
 def test_while_waiting_for_a_peer_to_come_up(capsys: Capsys) -> None:
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(interrupt()), Close())) as peer:
+    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(interrupt()), rawpeer.Close())) as peer:
         out = interrupted(capsys, peer.address, "--wait", 3600)
         assert out == f"interrupted while waiting for {peer.address}\n"
 
 
 def test_a_fleet_prints_what_it_has(capsys: Capsys) -> None:
     """Silent peers and a long time limit do not hold it back."""
-    with RawPeer(script(echo=interrupt(echo=3))) as last, silent_listener() as silent, full_listener() as full:
+    with RawPeer(script(echo=interrupt(echo=3))) as last, silent_listener() as silent, rawpeer.full_listener() as full:
         addresses = [REFUSED, silent.address, full.address, last.address]
         out = interrupted(capsys, *addresses, "-t", 3600, "-c", 0, "-i", 0.01)
     assert REFUSED in out
@@ -149,7 +135,7 @@ def test_a_second_signal_does_what_it_would_have_done_without_us(pause: float) -
 
 
 def test_probe_many_that_is_interrupted_leaves_nothing() -> None:
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Pause(0.1), Send(interrupt()))) as peer:
+    with RawPeer((Expect(A_ASSOCIATE_RQ), rawpeer.Pause(0.1), Send(interrupt()))) as peer:
         addresses = [peer.address, f"X@{peer.endpoint.host_port}", REFUSED]
         with nothing_left_behind(patience=1), pytest.raises(KeyboardInterrupt):
             list(dicom_echo.probe_many(addresses, timeout=60))
@@ -171,7 +157,7 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
 
 
 def test_an_interrupted_check_is_unknown() -> None:
-    peer = RawPeer((Silence(),))
+    peer = RawPeer((rawpeer.Silence(),))
     with peer, start_process(command_line(peer.address, "-t", 60, "--format", "nagios")) as process:
         wait_until_asked(peer, process)
         process.send_signal(signal.SIGTERM)
@@ -284,7 +270,7 @@ def test_a_program_ends_that_is_interrupted_with_probe_many_unfinished() -> None
 def test_a_shell_s_loop_around_the_command_ends_too() -> None:
     """A shell goes on where a command that it waits for has an exit code of its own for Ctrl-C."""
     loop = 'for n in 1 2 3; do echo "round $n"; "$@"; done; echo after'
-    with RawPeer((Silence(),)) as peer:
+    with RawPeer((rawpeer.Silence(),)) as peer:
         command = ["bash", "-c", loop, "bash", *command_line(peer.address, "-t", "60")]
         with start_process(command, start_new_session=True) as process:
             wait_until_asked(peer, process)
