@@ -85,6 +85,7 @@ def test_help_is_everything_in_groups_at_most_80_columns_wide(capsys: Capsys, mo
     assert (code, err, out.isascii()) == (0, "", True)
     assert out.startswith("usage: dicom-echo [OPTIONS] HOST [HOST ...]\n")
     assert max(map(len, out.splitlines())) <= 80
+    assert set(re.findall(r"(?<![\S-])--?[a-z][\w-]*", out)) <= set(" ".join(OPTIONS).split()), "no option of ours"
     groups = re.findall(r"^([A-Z][A-Za-z ]*):$", out, re.MULTILINE)
     assert groups[:3] == ["Arguments", "DICOM Options", "User Identity Options"]
     for code in (0, 1, 2, 3, 130):
@@ -249,6 +250,7 @@ REFUSALS: dict[str, str] = {
          "--tls --cert a --key-password-file - --saml-file - pacs"), "standard input can be read only once"),
     **dict.fromkeys(("--jwt-file no-such pacs", "--format nagios --jwt-file no-such pacs"),
         "cannot read no-such: no such file or directory"),
+    f"-T {os.devnull}": f"{os.devnull} contains no addresses",
     "--output /no/such/file pacs": "cannot write /no/such/file: no such file or directory",
     **dict.fromkeys(("--no-such-option pacs", "--format nagios --no-such-option pacs"),
         "unrecognized arguments: --no-such-option"),
@@ -535,7 +537,7 @@ class Bare:
 
 
 class Odd(Bare):
-    encoding = None
+    encoding = "no-such-encoding"
     isatty = None
 
 

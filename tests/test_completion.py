@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
@@ -22,45 +21,42 @@ Capsys = pytest.CaptureFixture[str]
 
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 PROMPT, RECORDED = "READY> ", "<recorded>"
-STARTUP = {  # of each shell: a prompt to wait for, and what a user of its completion has there
-    "bash": (".bashrc", f"PS1='{PROMPT}'\n. {BASH_COMPLETION}\n"),
-    "zsh": (".zshrc", f"PROMPT='{PROMPT}'\nfpath=(~/.zfunc $fpath)\nautoload -U compinit\ncompinit -u\n"),
-    "fish": (".config/fish/config.fish", f"function fish_prompt\n    echo -n '{PROMPT}'\nend\n"),
-    "tcsh": (".tcshrc", f"set prompt='{PROMPT}'"),  # without an end of line
-}
-INSTALLED = {
-    "bash": ".local/share/bash-completion/completions/dicom-echo",
-    "zsh": ".zfunc/_dicom-echo",
-    "fish": ".config/fish/completions/dicom-echo.fish",
-    "tcsh": ".tcshrc",
-}
+SHELLS = {  # a startup file: a prompt to wait for, and what a user of completion has there; and the file installed
+    "bash": (
+        ".bashrc", f"PS1='{PROMPT}'\n. {BASH_COMPLETION}\n", ".local/share/bash-completion/completions/dicom-echo"),
+    "zsh": (
+        ".zshrc", f"PROMPT='{PROMPT}'\nfpath=(~/.zfunc $fpath)\nautoload -U compinit\ncompinit -u\n",
+        ".zfunc/_dicom-echo"),
+    "fish": (
+        ".config/fish/config.fish", f"function fish_prompt\n    echo -n '{PROMPT}'\nend\n",
+        ".config/fish/completions/dicom-echo.fish"),
+    "tcsh": (".tcshrc", f"set prompt='{PROMPT}'", ".tcshrc"),  # without an end of line
+}  # fmt: skip
+
+
+def write_program(home: Path, name: str, script: str) -> None:
+    """Write a script of the shell into a folder of PATH."""
+    file = home / "bin" / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with startup files for all shells, and on PATH a `dicom-echo` that writes down its arguments."""
-    for file, text in STARTUP.values():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    for folder in (".zfunc", ".ssh", ".config/fish", "folder", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file, text, _ in SHELLS.values():
         (tmp_path / file).write_text(text)
-    (tmp_path / ".zfunc").mkdir()
     (tmp_path / "fleet.txt").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "known_hosts").write_text("pacs.example ssh-ed25519 AAAA\n")
     (tmp_path / "hosts").write_text("192.0.2.7 pacs.example\n")
     monkeypatch.setenv("HOSTFILE", str(tmp_path / "hosts"))  # which is bash's
-    recorder = tmp_path / "bin" / "dicom-echo"
-    recorder.parent.mkdir()
-    recorder.write_text(
-        f"#!{sys.executable}\nimport json, sys\n"
-        f"with open({str(tmp_path / 'arguments')!r}, 'w') as file:\n    json.dump(sys.argv[1:], file)\n"
-        f"print({RECORDED!r})\n"
-    )
-    recorder.chmod(0o755)
+    write_program(tmp_path, "dicom-echo", f"printf '%s\\n' \"$@\" >~/arguments\necho '{RECORDED}'")
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "BASH_COMPLETION_USER_DIR", "ZDOTDIR", "FPATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{recorder.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TERM", "xterm")
     return tmp_path
 
@@ -92,7 +88,7 @@ def typed(shell: str, home: Path, lines: Iterable[str]) -> list[list[str]]:
             os.write(keyboard, line.replace("<TAB>", "\t").encode() + b"\r")
             read_until(lambda shown: PROMPT in shown.partition(RECORDED)[2], keyboard)
             # zsh removes the slash behind a folder
-            given.append([argument.rstrip("/") for argument in json.loads((home / "arguments").read_text())])
+            given.append([argument.rstrip("/") for argument in (home / "arguments").read_text().splitlines()])
     finally:
         os.close(keyboard)  # the shell is hung up on
         os.waitpid(process, 0)
@@ -122,7 +118,7 @@ COMPLETED = {
 HOST_NAME = {"dicom-echo pacs.ex<TAB>": ["pacs.example"]}
 
 
-@pytest.mark.parametrize("shell", STARTUP)
+@pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_once_installed(
     shell: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
@@ -130,15 +126,15 @@ def test_a_shell_completes_once_installed(
     monkeypatch.setenv("SHELL", require(shell, shell))
     if shell == "bash" and not BASH_COMPLETION.exists():
         require("bash_completion", "bash-completion")
+    *_, installed = SHELLS[shell]
     before = contents(home)
     outcome = run_main(capsys, "--install-completion")
-    after = contents(home)
     assert (outcome.code, outcome.err) == (0, "")
-    assert str(home / INSTALLED[shell]) in outcome.out
-    assert {name for name in after if after[name] != before.get(name)} == {INSTALLED[shell]}
-    assert before.keys() <= after.keys()
-    assert after[INSTALLED[shell]].startswith(before.get(INSTALLED[shell], b""))
+    assert str(home / installed) in outcome.out
+    after = contents(home)
     assert (run_main(capsys, "--install-completion"), contents(home)) == (outcome, after)
+    assert after.pop(installed).startswith(before.pop(installed, b""))
+    assert after == before
     lines = COMPLETED if shell == "tcsh" else {**COMPLETED, **HOST_NAME}
     assert dict(zip(lines, typed(shell, home, lines))) == lines
 
@@ -146,9 +142,7 @@ def test_a_shell_completes_once_installed(
 def test_install_for_powershell_adds_to_its_profile(home: Path, capsys: Capsys) -> None:
     """A stand-in tells where the profile is, so that the rest is tested where there is no PowerShell."""
     profile = home / "Documents" / "profile.ps1"
-    pwsh = home / "bin" / "pwsh"
-    pwsh.write_text(f"#!/bin/sh\necho '{profile}'\n")
-    pwsh.chmod(0o755)
+    write_program(home, "pwsh", f"echo '{profile}'")
     profile.parent.mkdir()
     profile.write_bytes(b"\xef\xbb\xbfSet-Alias ll ls\r\n")
     for _ in range(2):
@@ -177,9 +171,7 @@ def test_powershell_completes(tmp_path: Path, capsys: Capsys) -> None:
 
 
 def test_zsh_without_a_folder_of_the_user_is_told(home: Path, capsys: Capsys) -> None:
-    zsh = home / "bin" / "zsh"
-    zsh.write_text("#!/bin/sh\necho /nowhere\n")
-    zsh.chmod(0o755)
+    write_program(home, "zsh", "echo /nowhere")
     assert "add one in .zshrc" in complaint(capsys, "--install-completion", "zsh")
 
 

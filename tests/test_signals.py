@@ -114,23 +114,16 @@ def test_a_second_signal_does_what_it_would_have_done_without_us(pause: float) -
 
         def write(self, text: str) -> int:
             if text.startswith("C-ECHO to"):
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
                 time.sleep(pause)
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
             return super().write(text)
 
-    def on_signal(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        with silent_listener() as silent, pytest.MonkeyPatch.context() as patched, nothing_left_behind(patience=1):
-            patched.setattr(sys, "stdout", reader := Reader())
-            with pytest.raises(KeyboardInterrupt) if pause else contextlib.nullcontext():
-                assert dicom_echo.main([silent.address, "-c", "0", "-t", "60"]) == 143
-            assert signal.getsignal(signal.SIGTERM) == on_signal
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with silent_listener() as silent, pytest.MonkeyPatch.context() as patched, nothing_left_behind(patience=1):
+        patched.setattr(sys, "stdout", reader := Reader())
+        with pytest.raises(KeyboardInterrupt) if pause else contextlib.nullcontext():
+            assert dicom_echo.main([silent.address, "-c", "0", "-t", "60"]) == 130
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert ("0 sent, 0 succeeded" in reader.getvalue()) == (not pause)
 
 
@@ -216,9 +209,8 @@ def test_interruptions_at_random_moments(tmp_path: Path) -> None:
     def run(moment: float, options: list[str]) -> None:
         address = good.address if "0" in options else silent.address
         number = random.choice(ENDING)
-        with start_process(
-            command_line(address, "-t", 60, *options), env=environment(PYTHONPATH=str(tmp_path))
-        ) as process:
+        command, env = command_line(address, "-t", 60, *options), environment(PYTHONPATH=str(tmp_path))
+        with start_process(command, env=env) as process:
             time.sleep(moment)
             process.send_signal(number)
             if number == signal.SIGHUP:
@@ -253,14 +245,12 @@ time.sleep(60)
 
 def test_a_program_ends_that_is_interrupted_with_probe_many_unfinished() -> None:
     """From Python 3.13 on, a daemon thread cannot be waited for any more when the interpreter ends."""
-    with (
-        silent_listener() as silent,
-        start_process([sys.executable, "-c", UNFINISHED, REFUSED, silent.address]) as process,
-    ):
-        assert process.stdout
-        assert process.stdout.readline() == "False\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=10)[1].endswith("KeyboardInterrupt\n")
+    with silent_listener() as silent:
+        with start_process([sys.executable, "-c", UNFINISHED, REFUSED, silent.address]) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "False\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=10)[1].endswith("KeyboardInterrupt\n")
     assert process.returncode == -signal.SIGINT
 
 
