@@ -340,12 +340,12 @@ def test_each_kind_has_its_exit_code_and_headline(capsys: Capsys) -> None:
 def test_of_several_hosts_the_highest_exit_code(capsys: Capsys) -> None:
     expected = {"ok ok": 0, "status ok": 1, "rejected ok": 1, "lost rejected ok": 3, "aborted lost": 3}
 
-    def code(kinds: str) -> int:
+    def quietly(kinds: str) -> Outcome:
         with contextlib.ExitStack() as stack:
             peers = [stack.enter_context(RawPeer(KINDS[kind][1])) for kind in kinds.split()]
-            return run_main(capsys, *(peer.address for peer in peers)).code
+            return run_main(capsys, "-q", *(peer.address for peer in peers))
 
-    assert {kinds: code(kinds) for kinds in expected} == expected
+    assert {kinds: quietly(kinds) for kinds in expected} == {kinds: (code, "", "") for kinds, code in expected.items()}
 
 
 # --- Self-test -------------------------------------------------------------------------------------------------------
@@ -541,13 +541,6 @@ class Odd(Bare):
     isatty = None
 
 
-class Broken(Bare):
-    """A pipe that nobody reads any more, which is no error."""
-
-    def write(self, text: str) -> int:
-        raise BrokenPipeError
-
-
 def test_another_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     begins = {
         REFUSED: ("❌", "[FAILED]"),
@@ -557,11 +550,11 @@ def test_another_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: Capsys
     closed = io.StringIO()
     closed.close()
     for arguments in begins:
-        for stream in Bare(), Odd(), Broken(), io.StringIO(), closed, None:
+        for stream in Bare(), Odd(), io.StringIO(), closed, None:
             monkeypatch.setattr(sys, "stdout", stream)
             assert dicom_echo.main(arguments.split()) == 3
             assert "internal error" not in capsys.readouterr().err
-            if isinstance(stream, Bare) and not isinstance(stream, Broken):
+            if isinstance(stream, Bare):
                 assert stream.text.startswith(begins[arguments])
 
 
@@ -575,17 +568,9 @@ def test_what_belongs_to_the_caller_stays_as_it_was(capsys: Capsys, peer: RawPee
         return [handlers, streams, hooks, warnings.filters[:], logger.handlers[:], logger.level]
 
     before = belongings()
-    signal.setitimer(signal.ITIMER_REAL, 3600)
-    try:
-        for arguments in (
-            "HOST", "HOST -c 2 -i 0", f"HOST {REFUSED}", "pacs:0", "-h", "--self-test", "--format nagios HOST",
-            "-d HOST",
-        ):  # fmt: skip
-            run_main(capsys, *arguments.replace("HOST", peer.address).split())
-            assert belongings() == before
-            assert 3500 < signal.getitimer(signal.ITIMER_REAL)[0] < 3600
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    for arguments in ("HOST", "HOST -c 2 -i 0", f"HOST {REFUSED}", "pacs:0", "-h", "--self-test", "-d HOST"):
+        run_main(capsys, *arguments.replace("HOST", peer.address).split())
+        assert belongings() == before
 
 
 def test_in_a_thread_that_is_not_the_main_one(capsys: Capsys, peer: RawPeer) -> None:

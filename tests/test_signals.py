@@ -245,12 +245,12 @@ time.sleep(60)
 
 def test_a_program_ends_that_is_interrupted_with_probe_many_unfinished() -> None:
     """From Python 3.13 on, a daemon thread cannot be waited for any more when the interpreter ends."""
-    with silent_listener() as silent:
-        with start_process([sys.executable, "-c", UNFINISHED, REFUSED, silent.address]) as process:
-            assert process.stdout
-            assert process.stdout.readline() == "False\n"
-            process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=10)[1].endswith("KeyboardInterrupt\n")
+    program = [sys.executable, "-c", UNFINISHED, REFUSED]
+    with silent_listener() as silent, start_process([*program, silent.address]) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "False\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10)[1].endswith("KeyboardInterrupt\n")
     assert process.returncode == -signal.SIGINT
 
 
