@@ -68,7 +68,7 @@ def ports(storescp: Peer) -> Iterator[dict[str, str]]:
 
 
 def with_ports(text: str, ports: dict[str, str]) -> str:
-    return re.sub(r"(?<=localhost:)\d+", lambda match: ports.get(match[0], match[0]), text)
+    return re.sub(r"(?:localhost|pacs):(\d+)", lambda match: f"localhost:{ports.get(match[1], match[1])}", text)
 
 
 @pytest.fixture
@@ -217,11 +217,7 @@ def test_icinga_checks_with_the_command_of_readme(plugins: Path, tmp_path: Path,
 
     state, output, measured = seen["good"]
     assert (state, output.split(" answered in ")[0]) == ("OK", f"DICOM ECHO OK - {pynetdicom_scp_strict.address}")
-    facts = "(each) => parse_performance_data(each)).map((p) => [p.label, p.unit, p.warn, p.crit, p.max])"
-    console = run_process([icinga, "console", "--eval", f"Json.encode({json.dumps(measured.split())}.map({facts})"])
-    whole, *phases = json.loads(json.loads(console.out))
-    assert whole == ["time", "seconds", 5, 8, 10]
-    assert [label for label, *_ in phases] == ["resolve", "connect", "associate", "echo", "release"]
+    assert re.match(r"time=[\d.]+s;5;8;0;10 resolve=", measured)
     assert seen["bad"][0] == "CRITICAL"
     assert f":{pynetdicom_scp_strict.port}: Rejected: called AE title not recognized" in seen["bad"][1]
     assert seen["usage"][0] == "UNKNOWN"
@@ -272,37 +268,34 @@ def test_what_cron_writes_sets_off_the_alerts_of_readme(plugins: Path, tmp_path:
     assert run_process([promtool, "test", "rules", str(tmp_path / "tests.yaml")]).code == 0
 
 
-def run_in_readme(plugins: Path, command: Sequence[str], port: int) -> Outcome:
-    """Run a command of README where `dicom-echo` is in PATH, with a port of this test."""
-    moved = [re.sub("(localhost|pacs):11112", f"localhost:{port}", each) for each in command]
-    assert moved != command
-    return run_process(["/usr/bin/env", f"PATH={plugins}{os.pathsep}{os.environ['PATH']}", *moved])
+def run(plugins: Path, command: Sequence[str], ports: dict[str, str]) -> Outcome:
+    """Run a command of README where `dicom-echo` is in PATH."""
+    path = f"PATH={plugins}{os.pathsep}{os.environ['PATH']}"
+    return run_process(["/usr/bin/env", path, *(with_ports(word, ports) for word in command)])
 
 
 @posix
-def test_containers_ask_for_their_health(plugins: Path, pynetdicom_scp: Peer) -> None:
+def test_containers_ask_for_their_health(plugins: Path, ports: dict[str, str]) -> None:
     (docker,) = re.findall(r"HEALTHCHECK --timeout=6s CMD ([^`]*)", TEXT)
-    lists = [items.split(", ") for items in re.findall(r"`\[(dicom-echo, [^]]*)\]`", TEXT)]
-    assert len(lists) == 2
-    assert not any(item.isdigit() for items in lists for item in items)  # which YAML would make a number of
-    kubernetes, compose = ([item.strip('"') for item in items] for items in lists)
+    lists = re.findall(r"`\[(dicom-echo, [^]]*)\]`", TEXT)
+    assert not any(item.isdigit() for items in lists for item in items.split(", "))  # which YAML would make a number of
+    kubernetes, compose = (shlex.split(items.replace(",", "")) for items in lists)
     for command in (["/bin/sh", "-c", docker], kubernetes, compose):
-        assert run_in_readme(plugins, command, pynetdicom_scp.port).code == 0
-    with rawpeer.closed_port() as closed:
-        assert run_in_readme(plugins, ["/bin/sh", "-c", docker], closed.port) == (1, "", "")  # it knows no other code
-        assert run_in_readme(plugins, kubernetes, closed.port) == (3, "", "")
-    assert "-t 4" in docker  # ends before it is killed
-    assert "`timeoutSeconds: 6`" in TEXT
+        assert run(plugins, command, ports).code == 0
+    nobody = {"11112": ports["11999"]}
+    assert run(plugins, ["/bin/sh", "-c", docker], nobody) == (1, "", "")  # it knows no other code
+    assert run(plugins, kubernetes, nobody) == (3, "", "")
+    # Both end before they are killed.
+    assert "-t 4" in docker
     assert kubernetes[kubernetes.index("-t") + 1] == "4"
+    assert "`timeoutSeconds: 6`" in TEXT
 
 
 @posix
-def test_zabbix_reads_json(plugins: Path, pynetdicom_scp: Peer) -> None:
+def test_zabbix_reads_json(plugins: Path, ports: dict[str, str]) -> None:
     ((script, key),) = re.findall(r"^    (dicom-echo)(\[.*\])$", TEXT, re.MULTILINE)
     assert re.findall(r"`\$\.([a-z_.]+)`", TEXT) == ["ok", "total_ms", "error.kind"]
-    arguments = json.loads(key.replace("{HOST.CONN}:104", "localhost:11112"))
-    with rawpeer.closed_port() as closed:
-        for port, kind in ((pynetdicom_scp.port, None), (closed.port, "unreachable")):
-            out = json.loads(run_in_readme(plugins, [script, *arguments], port).out)
-            assert (out["ok"], (out["error"] or {}).get("kind")) == (kind is None, kind)
-            assert out["total_ms"] > 0
+    command = [script, *json.loads(key.replace("{HOST.CONN}:104", "localhost:11112"))]
+    good, bad = (json.loads(run(plugins, command, each).out) for each in (ports, {"11112": ports["11999"]}))
+    assert (good["ok"], good["error"], good["total_ms"] > 0) == (True, None, True)
+    assert (bad["ok"], bad["error"]["kind"], bad["total_ms"] > 0) == (False, "unreachable", True)
