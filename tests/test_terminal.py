@@ -18,7 +18,6 @@ from command import REFUSED, SWAYING, Outcome, command_line, open_terminal, posi
 from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, silent_listener
 
 import dicom_echo
-from dicom_echo import _Style
 
 pytestmark = posix
 
@@ -33,39 +32,36 @@ def silent() -> Iterator[Endpoint]:
 # --- Style -----------------------------------------------------------------------------------------------------------
 
 
-def style_of(variables: str, choice: str = "auto", width: int = 80) -> _Style:
-    """How the command prints on a terminal, with these variables in its environment."""
-    ours, theirs = open_terminal(width)
-    with pytest.MonkeyPatch.context() as patched, open(theirs, "w") as stream:  # noqa: PTH123
-        for name in SWAYING:
-            patched.delenv(name, raising=False)
-        for variable in ["TERM=xterm", *variables.split()]:
-            name, _, value = variable.partition("=")
-            patched.setenv(name, value)
-        style = dicom_echo._style(choice, False, stream)
-    os.close(ours)
-    return style
+# Variables of the environment, --color, the terminal's width; whether colours are used, the width and the height.
+STYLES = {
+    ("", "auto", 132): (True, 132, 25),
+    ("", "auto", 0): (True, 80, 25),
+    ("COLUMNS=many", "auto", 60): (True, 60, 25),
+    ("COLUMNS=55", "auto", 60): (True, 55, 25),
+    ("TERM=dumb", "auto", 60): (False, 60, 0),  # where no line can be written over
+    ("TERM=dumb FORCE_COLOR=1", "auto", 80): (True, 80, 0),
+    ("TERM=dumb NO_COLOR=1", "always", 80): (True, 80, 0),
+    ("NO_COLOR=1", "auto", 80): (False, 80, 25),
+    ("NO_COLOR=", "auto", 80): (True, 80, 25),
+    ("NO_COLOR=1 FORCE_COLOR=1", "auto", 80): (False, 80, 25),
+    ("FORCE_COLOR=1", "never", 80): (False, 80, 25),
+}
 
 
-def test_colour() -> None:
-    coloured = {
-        ("", "auto"): True,
-        ("NO_COLOR=1", "auto"): False,
-        ("NO_COLOR=", "auto"): True,
-        ("NO_COLOR=1 FORCE_COLOR=1", "auto"): False,
-        ("TERM=dumb", "auto"): False,
-        ("TERM=dumb FORCE_COLOR=1", "auto"): True,
-        ("FORCE_COLOR=1", "never"): False,
-        ("TERM=dumb NO_COLOR=1", "always"): True,
-    }
-    assert {case: style_of(*case).colour for case in coloured} == coloured
+def test_colour_and_size() -> None:
+    def style(variables: str, choice: str, width: int) -> tuple[bool, int | None, int]:
+        ours, theirs = open_terminal(width)
+        with pytest.MonkeyPatch.context() as patched, open(theirs, "w") as stream:  # noqa: PTH123
+            for name in SWAYING:
+                patched.delenv(name, raising=False)
+            for variable in ["TERM=xterm", *variables.split()]:
+                name, _, value = variable.partition("=")
+                patched.setenv(name, value)
+            style = dicom_echo._style(choice, False, stream)
+        os.close(ours)
+        return style.colour, style.width, style.height
 
-
-def test_width_and_height() -> None:
-    sizes = {("", 132): (132, 25), ("COLUMNS=many", 60): (60, 25), ("COLUMNS=55", 60): (55, 25), ("", 0): (80, 25)}
-    sizes["TERM=dumb", 60] = (60, 0)  # no lines, as none can be written over there
-    styles = {(variables, width): style_of(variables, width=width) for variables, width in sizes}
-    assert {case: (style.width, style.height) for case, style in styles.items()} == sizes
+    assert {case: style(*case) for case in STYLES} == STYLES
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------
