@@ -123,20 +123,16 @@ def open_terminal(width: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def read_terminal(ours: int, interrupt_after: str = "") -> str:
-    """What is shown until the other side is closed; Ctrl-C is typed when a text is."""
-    shown, typed, end = b"", not interrupt_after, time.monotonic() + PATIENCE
+def read_terminal(ours: int, until: str = "(?!)") -> str:
+    """What is shown until an expression matches it ("(?!)" matches nothing), or until the other side is closed."""
+    shown, end = b"", time.monotonic() + PATIENCE
     with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
-        while select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
+        while not re.search(until.encode(), shown, re.DOTALL):
+            assert select.select([ours], [], [], max(0.0, end - time.monotonic()))[0], shown
             if not (data := os.read(ours, 1 << 16)):
                 break
             shown += data
-            if not typed and interrupt_after.encode() in shown:
-                typed = True
-                time.sleep(0.1)
-                os.write(ours, b"\x03")
-    os.close(ours)
-    return shown.decode().replace("\r\n", "\n")
+    return shown.decode(errors="replace").replace("\r\n", "\n")
 
 
 def run_on_terminal(
@@ -157,6 +153,12 @@ def run_on_terminal(
     env = environment(**{"TERM": "xterm", **variables})
     with start_process(controlled, out, theirs, theirs, env, start_new_session=True) as process:
         os.close(theirs)
-        shown = read_terminal(ours, interrupt_after)
+        shown = ""
+        if interrupt_after:
+            shown = read_terminal(ours, re.escape(interrupt_after))
+            time.sleep(0.1)
+            os.write(ours, b"\x03")
+        shown += read_terminal(ours)
+        os.close(ours)
         process.wait(PATIENCE)
     return Outcome(process.returncode, shown, "")

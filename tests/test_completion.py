@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from command import PATIENCE, Outcome, run_main, run_process
+from command import Outcome, read_terminal, run_main, run_process
 from conftest import require
 
 pytest.importorskip("shtab")
@@ -83,25 +81,16 @@ def typed(shell: str, home: Path, lines: Iterable[str]) -> list[list[str]]:
         os.execvp(shell, [shell])
     given = list[list[str]]()
     try:
-        read_until(lambda shown: PROMPT in shown, keyboard)
+        read_terminal(keyboard, PROMPT)
         for line in lines:
             os.write(keyboard, line.replace("<TAB>", "\t").encode() + b"\r")
-            read_until(lambda shown: PROMPT in shown.partition(RECORDED)[2], keyboard)
+            read_terminal(keyboard, f"{RECORDED}.*{PROMPT}")
             # zsh removes the slash behind a folder
             given.append([argument.rstrip("/") for argument in (home / "arguments").read_text().splitlines()])
     finally:
         os.close(keyboard)  # the shell is hung up on
         os.waitpid(process, 0)
     return given
-
-
-def read_until(done: Callable[[str], bool], keyboard: int) -> None:
-    """Read what a terminal shows, which must not fill up, until something has happened."""
-    shown, end = "", time.monotonic() + PATIENCE
-    while not done(shown):
-        assert time.monotonic() < end, shown
-        if select.select([keyboard], [], [], 0.05)[0]:
-            shown += os.read(keyboard, 4096).decode(errors="replace")
 
 
 COMPLETED = {

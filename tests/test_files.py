@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import HELP, REFUSED, Outcome, environment, posix, run_main, run_process
+from command import HELP, REFUSED, Outcome, in_shell, posix, run_main
 from rawpeer import Conversation, RawPeer, echo_rsp, script
 
 from dicom_echo import _read_targets
@@ -243,10 +243,6 @@ def test_the_old_file_stays_when_the_disk_is_full(capsys: Capsys, tmp_path: Path
 
 # --- Output: what is written to --------------------------------------------------------------------------------------
 
-IN_TURN = (
-    "import sys, dicom_echo\nfor file in sys.argv[1:]: print(file, dicom_echo.main(['127.0.0.1:1', '--output', file]))"
-)
-
 
 @posix
 def test_a_log_that_standard_output_goes_to_is_never_replaced(tmp_path: Path) -> None:
@@ -255,13 +251,12 @@ def test_a_log_that_standard_output_goes_to_is_never_replaced(tmp_path: Path) ->
     names = ["-", "/dev/stdout", "/dev/fd/1", str(link), "/dev/fd/7"]
     if Path("/proc/self/fd").exists():
         names += ["/proc/self/fd/1", "/proc/$$/fd/1"]  # the latter is that of the shell
-    command = ["bash", "-c", f'exec >>{log}; echo before; "$@" {" ".join(names)} /dev/stderr 7>&1; echo after', "bash"]
-    outcome = run_process([*command, sys.executable, "-u", "-c", IN_TURN], environment())
-    assert outcome.code == 0
-    assert outcome.err.startswith(UNREACHABLE)
+    loop = f'for file in {" ".join(names)} /dev/stderr; do "$@" --output $file; echo $?; done'
+    outcome = in_shell(f"exec >>{log} 7>&1; echo before; {loop}; echo after", REFUSED)
+    assert (outcome.code, outcome.out, outcome.err.partition("\n")[0]) == (0, "", UNREACHABLE)
     lines = log.read_text(encoding="utf-8").splitlines()
     assert (lines[0], lines[-1], lines.count(UNREACHABLE)) == ("before", "after", len(names))
-    assert len([line for line in lines if line.endswith(" 3")]) == len(names) + 1
+    assert lines.count("3") == len(names) + 1
     assert files_in(tmp_path) == ["link", "log"]
 
 

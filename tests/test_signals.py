@@ -254,22 +254,6 @@ def test_a_program_ends_that_is_interrupted_with_probe_many_unfinished() -> None
     assert process.returncode == -signal.SIGINT
 
 
-# --- The shell -------------------------------------------------------------------------------------------------------
-
-
-def test_a_shell_s_loop_around_the_command_ends_too() -> None:
-    """A shell goes on where a command that it waits for has an exit code of its own for Ctrl-C."""
-    loop = 'for n in 1 2 3; do echo "round $n"; "$@"; done; echo after'
-    with RawPeer((rawpeer.Silence(),)) as peer:
-        command = ["bash", "-c", loop, "bash", *command_line(peer.address, "-t", "60")]
-        with start_process(command, start_new_session=True) as process:
-            wait_until_asked(peer, process)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-            out, _ = process.communicate(timeout=PATIENCE)
-        assert out == f"round 1\ninterrupted while waiting for {peer.address}\n"
-    assert process.returncode == -signal.SIGINT
-
-
 def test_what_is_ignored_stays_ignored() -> None:
     """A shell starts what it puts into the background with SIGINT ignored; nohup does so with SIGHUP."""
     with RawPeer() as peer:
