@@ -26,7 +26,7 @@ import pytest
 import rawpeer
 from command import MODULE, PATIENCE, REFUSED, command_line, environment, posix, run_main, start_process
 from leaks import nothing_left_behind
-from rawpeer import A_ASSOCIATE_RQ, Conversation, Expect, RawPeer, Send, script, silent_listener
+from rawpeer import A_ASSOCIATE_RQ, P_DATA_TF, Conversation, Expect, RawPeer, Script, Send, script, silent_listener
 
 import dicom_echo
 
@@ -70,29 +70,29 @@ def wait_until_asked(peer: RawPeer, process: subprocess.Popen[str]) -> None:
 # --- At every stage --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["accept", "echo", "release"])
-def test_one_echo_is_said_to_be_interrupted(capsys: Capsys, stage: str) -> None:
-    with RawPeer(script(**{stage: interrupt()})) as peer:
-        out = interrupted(capsys, peer.address, "-t", 60)
-        line = f"interrupted while waiting for {peer.address}\n"
-    assert out == line or (stage, out) == ("release", "✅ Success\n")  # the verdict may have been told by then
+LINE = "interrupted while waiting for ADDRESS\n"
+STATISTICS = r"""C-ECHO to ADDRESS as ECHOSCU
+(seq=.*\n){5}--- ADDRESS echo statistics ---
+5 sent, 5 succeeded, 0% loss, time \d+ ms, 1 under way when interrupted
+(.*\n)+"""
+# What the peer does, the options, and an expression for all that is printed.
+STAGES: dict[str, tuple[Script, str, str]] = {
+    "association": (script(accept=interrupt()), "", LINE),
+    "echo": (script(echo=interrupt()), "", LINE),
+    "release": (script(release=interrupt()), "", f"{LINE}|✅ Success\n"),  # the verdict may have been told by then
+    "waiting": ((Expect(A_ASSOCIATE_RQ), Send(interrupt()), rawpeer.Close()), "--wait 3600", LINE),
+    "sixth of many": (script(echo=interrupt(echo=6)), "-c 0 -i 0", STATISTICS),
+    "sixth of many over one association": (
+        (Expect(A_ASSOCIATE_RQ), Send(rawpeer.accept_proposal), *(Expect(P_DATA_TF), Send(interrupt(echo=6))) * 6),
+        "-c 0 -i 0 --reuse", STATISTICS),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [[], ["--reuse"]], ids=["", "reuse"])
-def test_the_statistics_of_endless_echoes_are_printed(capsys: Capsys, options: list[str]) -> None:
-    answer = interrupt(echo=6)
-    reused = (Expect(A_ASSOCIATE_RQ), Send(rawpeer.accept_proposal), *(Expect(rawpeer.P_DATA_TF), Send(answer)) * 6)
-    with RawPeer(reused if options else script(echo=answer)) as peer:
-        out = interrupted(capsys, peer.address, "-c", 0, "-i", 0, "-t", 60, *options)
-        statistics = out.partition(f"\n--- {peer.address} echo statistics ---\n")[2]
-    assert out.count("seq=") == 5
-    assert re.match(r"5 sent, 5 succeeded, 0% loss, time \d+ ms, 1 under way when interrupted\n", statistics)
-
-
-def test_while_waiting_for_a_peer_to_come_up(capsys: Capsys) -> None:
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(interrupt()), rawpeer.Close())) as peer:
-        out = interrupted(capsys, peer.address, "--wait", 3600)
-        assert out == f"interrupted while waiting for {peer.address}\n"
+@pytest.mark.parametrize(("played", "options", "told"), STAGES.values(), ids=STAGES)
+def test_what_there_is_is_told(capsys: Capsys, played: Script, options: str, told: str) -> None:
+    with RawPeer(played) as peer:
+        out = interrupted(capsys, peer.address, "-t", 60, *options.split())
+        assert re.fullmatch(told.replace("ADDRESS", peer.address), out)
 
 
 def test_a_fleet_prints_what_it_has(capsys: Capsys) -> None:
