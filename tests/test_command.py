@@ -446,6 +446,7 @@ IN_A_SHELL: dict[tuple[str, str], tuple[int, str, str]] = {
     (f"{UNBUFFERED} exec >/dev/full", "--version"): (2, "", FULL),
     (f"{UNBUFFERED} exec >/dev/full", "--format nagios --version"): (3, "", FULL),
     (f"{UNBUFFERED} exec >/dev/full", "HOST"): (2, "", FULL),
+    (f"{UNBUFFERED} exec >/dev/full", "--format nagios HOST"): (3, "", FULL),
     ("exec 2>/dev/full", "pacs:0"): (2, "", ""),
     ("exec 2>/dev/full", "-d HOST"): (0, "✅", ""),
     (f"{GONE} exec >&3", "--version"): (0, "", ""),
