@@ -2774,7 +2774,7 @@ class _Style(NamedTuple):
         return _SYMBOLS[name][0 if self.symbols else 1]
 
     def paint(self, colour: str, text: str) -> str:
-        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour and colour else text
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour and colour and text else text
 
     def wrap(self, label: str, text: str, colour: str = "") -> Iterator[str]:
         """A label and a text, broken between words where the width is too small, and indented to stand beneath."""
@@ -4197,8 +4197,14 @@ def _show_progress(text: str) -> None:
         print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
 
-def _unwritten(error: Exception, for_nagios: bool = False) -> int:
-    """The exit code for a write error, which is reported unless it is a broken pipe."""
+def _unwritten(error: Exception, stream: Any, for_nagios: bool) -> int:
+    """The exit code for a write error, which is reported unless it is a broken pipe.
+
+    A standard stream of our own process is pointed at devnull, so that neither a flush nor the exit reports it again.
+    """
+    if _is_command and stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if isinstance(error, BrokenPipeError):
         return 0
     _complain(f"cannot write the results: {_reason(error)}")
@@ -4206,17 +4212,14 @@ def _unwritten(error: Exception, for_nagios: bool = False) -> int:
 
 
 def _flush(for_nagios: bool) -> int:
-    """Flush; point a broken stream at devnull so that exit is quiet, where the process is ours."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # a process may be started without
                 stream.flush()
         except OSError as error:
-            with contextlib.suppress(OSError, ValueError):
-                if _is_command:
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = _unwritten(error, for_nagios) if stream is sys.stdout else code
+            told = _unwritten(error, stream, for_nagios)
+            code = told if stream is sys.stdout else code
         except (ValueError, AttributeError):
             pass  # closed, or an application's own
     return code
@@ -4359,7 +4362,7 @@ def _print(
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
             show_progress("")
     except OSError as error:  # everything else that may fail is in a result
-        return _unwritten(error, args.format == "nagios")
+        return _unwritten(error, stream, args.format == "nagios")
     return 0
 
 
@@ -4427,7 +4430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:  # pynetdicom cannot be loaded
         code = _give_up(for_nagios, str(error))
     except OSError as error:
-        code = _unwritten(error, for_nagios)
+        code = _unwritten(error, sys.stdout, for_nagios)
     except Exception as error:  # any: a bug; no monitoring system shall read more into it than that
         what = f"internal error: {type(error).__name__}: {error}"
         code = _give_up(for_nagios, f"{what}; please report it at https://github.com/rusty-dicom/dicom-echo/issues")

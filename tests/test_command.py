@@ -469,7 +469,7 @@ def test_streams_that_are_closed_full_or_not_read_and_few_open_files(peer: RawPe
     def run(case: tuple[str, str]) -> tuple[int, str, str]:
         before, arguments = case
         code, out, err = in_shell(f'{before}; exec "$@"', *arguments.replace("HOST", peer.address).split())
-        return code, out[:1], "".join(dict.fromkeys(err.splitlines(keepends=True)))
+        return code, out[:1], err
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert dict(zip(IN_A_SHELL, pool.map(run, IN_A_SHELL))) == IN_A_SHELL
@@ -569,9 +569,14 @@ def test_what_belongs_to_the_caller_stays_as_it_was(capsys: Capsys, peer: RawPee
         return [handlers, streams, hooks, warnings.filters[:], logger.handlers[:], logger.level]
 
     before = belongings()
-    for arguments in ("HOST", "HOST -c 2 -i 0", f"HOST {REFUSED}", "pacs:0", "-h", "--self-test", "-d HOST"):
-        run_main(capsys, *arguments.replace("HOST", peer.address).split())
-        assert belongings() == before
+    signal.setitimer(signal.ITIMER_REAL, 3600)
+    try:
+        for arguments in ("HOST", "HOST -c 2 -i 0", f"HOST {REFUSED}", "pacs:0", "-h", "--self-test", "-d HOST"):
+            run_main(capsys, *arguments.replace("HOST", peer.address).split())
+            assert belongings() == before
+            assert 3500 < signal.getitimer(signal.ITIMER_REAL)[0] < 3600
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def test_in_a_thread_that_is_not_the_main_one(capsys: Capsys, peer: RawPeer) -> None:
@@ -581,6 +586,30 @@ def test_in_a_thread_that_is_not_the_main_one(capsys: Capsys, peer: RawPeer) -> 
         thread.start()
         thread.join()
     assert codes == [0, 3]
+
+
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import sys
+failed = interpreters.run_string(interpreters.create(), '''
+import sys, dicom_echo
+with open({file!r}, "w") as file:
+    print(dicom_echo.main(["-q", {address!r}]), dicom_echo.main(["-q", {address!r}, "127.0.0.1:1"]), file=file)
+''')
+sys.stdout.flush()
+import os
+os._exit(bool(failed))  # to delete a subinterpreter that has imported this much crashes some Pythons
+"""
+
+
+def test_in_a_subinterpreter(tmp_path: Path, peer: RawPeer) -> None:
+    program = SUBINTERPRETER.format(file=str(tmp_path / "codes"), address=peer.address)
+    outcome = run_process([sys.executable, "-c", program])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (tmp_path / "codes").read_text() == "0 3\n"
 
 
 def test_whatever_escapes_is_one_line(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
