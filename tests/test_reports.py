@@ -143,6 +143,12 @@ def of_host(number: int, event: _Echoed) -> _Echoed:
 FLEET = [of_host(number, event) for number, event in enumerate(RESULTS.values())]
 
 
+def labelled(label: str) -> _Echoed:
+    event = made()
+    event.target.label = label
+    return event._replace(result=event.result._replace(label=label))
+
+
 def repeats(*names: str) -> list[_Echoed]:
     """Echoes to one target, a second apart, each a little slower than the one before."""
     target = _Request("pacs.example", "ANY-SCP", "ECHOSCU")
@@ -181,26 +187,19 @@ def tally(events: Iterable[Any], asked: Iterable[_Request] = ()) -> _Tally:
 
 Report = Callable[[_Tally], Iterator[str]]
 PLAIN, VERBOSE = _Style(), _Style(verbose=True, width=80)
+TEXT, REPEATS, JSON = echo._text_on_one, echo._text_on_repeats, echo._json_lines
 
 
-def text(style: _Style = PLAIN) -> Report:
-    return lambda told: echo._text_on_one(told, style)
-
-
-def on_repeats(style: _Style = PLAIN) -> Report:
-    return lambda told: echo._text_on_repeats(told, style)
+def on(report: Callable[..., Iterator[str]], *options: Any) -> Report:
+    return lambda told: report(told, *options)
 
 
 def table(style: _Style = PLAIN, repeated: bool = False, endless: bool = False) -> Report:
-    return lambda told: echo._table(told, style, repeated, endless)
+    return on(echo._table, style, repeated, endless)
 
 
 def nagios(*limits: float | None) -> Report:
-    return lambda told: echo._nagios(told, _Thresholds(*limits))
-
-
-def json_lines(summary: bool) -> Report:
-    return lambda told: echo._json_lines(told, summary)
+    return on(echo._nagios, _Thresholds(*limits))
 
 
 def some(*names: str) -> dict[str, _Echoed]:
@@ -211,47 +210,53 @@ WELL_REFUSED_WELL = repeats("success", "rejected", "success")
 LIMITS = (20, 50, 30, 7)  # milliseconds, and days of a certificate
 # One target has answered, one is under way, one has not been asked.
 CUT_SHORT = [*begun(FLEET[:2]), FLEET[0]], targets(FLEET[:3])
-NOT_VERBOSELY = {  # differ from others only in what is shown without -v, too
-    "a failing status with a rude comment", "an unnamed status", "trouble of this host", "no answer to the connection",
-    "no answer to the association", "connection lost", "not supported", "not DICOM",
-}  # fmt: skip
+ODD_TITLES = ("A B", "A=B", "A'B", "A|B", "A;B", 'A"B')
+ODD_LABELS = ("#A", "A\"B'{C},D=E", "A\\B\nC", "\u2028")
 # A report, and on what: a report on each of several results, or one on events, of the targets that were asked for.
 SECTIONS: dict[str, tuple[Any, ...]] = {
-    "text on one": (text(), RESULTS),
-    "text on one, verbose, 80 columns": (text(VERBOSE), some(*(n for n in RESULTS if n not in NOT_VERBOSELY))),
-    "text on one, 60 columns": (text(_Style(width=60)), some(
+    "text on one": (on(TEXT, PLAIN), RESULTS),
+    "text on one, verbose, 80 columns": (on(TEXT, VERBOSE), some(
+        "success", "success of a peer that says nothing of itself", "success without an orderly release",
+        "success over TLS", "success over TLS, not verified, with a user",
+        "success after an address that did not answer", "success of a rude peer", "a failing status",
+        "name not resolved", "connection refused", "TLS failed", "rejected", "aborted",
+        "a protocol error with rude words")),
+    "text on one, 60 columns": (on(TEXT, _Style(width=60)), some(
         "success over TLS", "success of a rude peer", "TLS failed", "no answer to the association", "rejected")),
-    "text on one, verbose, 60 columns": (text(_Style(verbose=True, width=60)), some("success over TLS", "rejected")),
-    "text on one, verbose, 30 columns": (text(_Style(verbose=True, width=30)), some("success over TLS")),
+    "text on one, verbose, 60 columns": (
+        on(TEXT, _Style(verbose=True, width=60)), some("success over TLS", "rejected")),
+    "text on one, verbose, 30 columns": (on(TEXT, _Style(verbose=True, width=30)), some("success over TLS")),
     "text on one, verbose, ASCII": (
-        text(_Style(symbols=False, verbose=True)), some("success", "a failing status", "rejected")),
-    "text on one, in colour": (text(_Style(colour=True)), some("success", "a failing status", "rejected")),
-    "text on one, in colour, 60 columns": (text(_Style(colour=True, width=60)), some(
+        on(TEXT, _Style(symbols=False, verbose=True)), some("success", "a failing status", "rejected")),
+    "text on one, in colour": (on(TEXT, _Style(colour=True)), some("success", "a failing status", "rejected")),
+    "text on one, in colour, 60 columns": (on(TEXT, _Style(colour=True, width=60)), some(
         "success", "a failing status", "a protocol error with rude words")),
-    "text on one, interrupted": (text(), begun(repeats("success"))),
-    "text on repeats": (on_repeats(), repeats(
+    "text on one, interrupted": (on(TEXT, PLAIN), begun(repeats("success"))),
+    "text on repeats": (on(REPEATS, PLAIN), repeats(
         "success", "rejected", "rejected", "connection lost", "success", "a failing status", *["success"] * 4)),
-    "text on repeats, 60 columns, ASCII": (on_repeats(_Style(symbols=False, width=60)), WELL_REFUSED_WELL),
-    "text on repeats, verbose": (on_repeats(VERBOSE), repeats("success", "rejected")),
-    "text on repeats, no success": (on_repeats(), repeats("rejected", "rejected")),
-    "text on repeats, interrupted": (on_repeats(), [*repeats("success", "success")[:1], *begun(repeats("success"))]),
-    "text on repeats, interrupted before the first answer": (on_repeats(), begun(repeats("success"))),
+    "text on repeats, 60 columns, ASCII": (on(REPEATS, _Style(symbols=False, width=60)), WELL_REFUSED_WELL),
+    "text on repeats, verbose": (on(REPEATS, VERBOSE), repeats("success", "rejected")),
+    "text on repeats, no success": (on(REPEATS, PLAIN), repeats("rejected", "rejected")),
+    "text on repeats, interrupted": (
+        on(REPEATS, PLAIN), [*repeats("success", "success")[:1], *begun(repeats("success"))]),
+    "text on repeats, interrupted before the first answer": (on(REPEATS, PLAIN), begun(repeats("success"))),
     "table": (table(), FLEET),
     "table, 80 columns": (table(_Style(width=80)), FLEET),
     "table, 60 columns, ASCII, verbose": (table(_Style(symbols=False, width=60, verbose=True)), FLEET[14:18]),
     "table, in colour": (table(_Style(colour=True, width=80)), FLEET[16:18]),
     "table of one": (table(), FLEET[:1]),
     "table of one, all well": (table(), FLEET[:3]),
+    "table, finished in another order": (table(), FLEET[18:15:-1], targets(FLEET[16:19])),
     "table, interrupted": (table(), *CUT_SHORT),
     "table, interrupted before the first answer": (table(), begun(FLEET[:1]), targets(FLEET[:3])),
     "table, repeated": (table(repeated=True), rounds()),
     "table, repeated, 80 columns": (table(_Style(width=80), repeated=True), rounds()),
     "table, endless": (table(repeated=True, endless=True), rounds(last=False)),
     "table, endless, on a terminal": (table(_Style(width=80, height=24), True, True), rounds(last=False)),
-    "JSON": (json_lines(summary=False), RESULTS),
-    "JSON, repeated": (json_lines(summary=True), WELL_REFUSED_WELL),
-    "JSON, no success": (json_lines(summary=True), repeats("rejected")),
-    "JSON, interrupted before the first answer": (json_lines(summary=True), begun(repeats("success"))),
+    "JSON": (on(JSON, False), RESULTS),
+    "JSON, repeated": (on(JSON, True), WELL_REFUSED_WELL),
+    "JSON, no success": (on(JSON, True), repeats("rejected")),
+    "JSON, interrupted before the first answer": (on(JSON, True), begun(repeats("success"))),
     "Nagios": (nagios(), RESULTS),
     "Nagios, with thresholds": (nagios(*LIMITS), some("success", "success over TLS", "rejected")),
     "Nagios, slow": (nagios(*LIMITS), [made(slower=2)]),
@@ -263,14 +268,20 @@ SECTIONS: dict[str, tuple[Any, ...]] = {
     "Nagios, several, all well": (nagios(), FLEET[:3]),
     "Nagios, several, one slow": (nagios(*LIMITS), [*FLEET[:2], made(address="other", slower=2)]),
     "Nagios, several, trouble of this host": (nagios(*LIMITS), [FLEET[0], FLEET[12]]),
+    "Nagios, odd titles": (nagios(), [made(address=f"{title}@host") for title in ODD_TITLES * 2]),
+    "Nagios, labels that look numbered": (nagios(), [labelled(label) for label in ("a", "a 2", "a", "a 2")]),
+    "Nagios, limits of many digits": (nagios(5e12, 1.234e9, 1e-9, 0.05), [made(tls=TLS)]),
     "Nagios, interrupted": (nagios(*LIMITS), *CUT_SHORT),
     "Prometheus": (echo._prometheus, FLEET),
     "Prometheus, one": (echo._prometheus, [RESULTS["success over TLS"]]),
+    "Prometheus, a target given twice": (echo._prometheus, [made(), made(), made(address="OTHER@pacs.example")]),
+    "Prometheus, odd labels": (echo._prometheus, [labelled(label) for label in ODD_LABELS]),
     "Prometheus, repeated": (echo._prometheus, WELL_REFUSED_WELL),
     "Prometheus, interrupted": (echo._prometheus, *CUT_SHORT),
 }  # fmt: skip
 
 
+@functools.lru_cache(None)
 def lines_of(title: str) -> list[str]:
     report, events, *asked = SECTIONS[title]
     if isinstance(events, dict):
@@ -282,20 +293,13 @@ def visible(line: str) -> str:
     return line.replace("\x1b", "␛").replace("\r", "␍")
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, str]:
+def test_the_reports_are_the_golden_ones() -> None:
+    said = ""
+    for title in SECTIONS:
+        said += "\n".join((f"=== {title} ===", *map(visible, lines_of(title)), "", ""))
     if os.environ.get("DICOM_ECHO_UPDATE_GOLDEN"):
-        said = {title: "".join(visible(line) + "\n" for line in lines_of(title)) for title in SECTIONS}
-        with GOLDEN.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"=== {title} ===\n{text}\n" for title, text in said.items())
-    titles_and_texts = re.split(r"^=== (.*) ===\n", GOLDEN.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return dict(zip(titles_and_texts[1::2], titles_and_texts[2::2]))
-
-
-@pytest.mark.parametrize("title", SECTIONS)
-def test_the_report_is_the_golden_one(golden: dict[str, str], title: str) -> None:
-    assert [*map(visible, lines_of(title)), "", ""] == golden[title].split("\n")
-    assert list(golden) == list(SECTIONS)
+        GOLDEN.write_bytes(said.encode())
+    assert said == GOLDEN.read_bytes().decode()
 
 
 # --- What holds for all reports --------------------------------------------------------------------------------------
@@ -312,7 +316,7 @@ def columns(line: str) -> int:
 
 
 def test_what_a_peer_says_cannot_control_a_terminal() -> None:
-    for title in SECTIONS:
+    for title in SECTIONS.keys() - {"Prometheus, odd labels"}:  # which is for no terminal, and escapes by its own rules
         ours = COLOUR if "colour" in title else MOVES if "on a terminal" in title else None
         for line in lines_of(title):
             assert (ours.sub("", line) if ours else line).isprintable()
@@ -324,35 +328,16 @@ def test_lines_fit_the_terminal() -> None:
             assert max(map(columns, lines_of(title))) in range(int(found[1]) - 5, int(found[1]) + 1), title
 
 
-@pytest.mark.parametrize("style", [PLAIN, _Style(colour=True), _Style(symbols=False)], ids=str)
-def test_the_rows_of_a_table_are_aligned_and_fit_the_terminal(style: _Style) -> None:
+def test_the_rows_of_a_table_are_aligned_and_fit_the_terminal() -> None:
     events = [event for event in FLEET if not event.result.notes]
-    for width, repeated in itertools.product([24, 40, 80, 132, None], [False, True]):
+    styles = PLAIN, _Style(colour=True), _Style(symbols=False)
+    for style, width, repeated in itertools.product(styles, [24, 40, 80, 132, None], [False, True]):
         lines = list(table(style._replace(width=width), repeated)(tally(events)))
         rows = lines[: len(events)]
         assert lines[len(events)] == ""
         assert max(map(columns, rows)) <= (width or 1000)
         if width != 24:  # where even the times are cut
             assert len({columns(re.split(r"✅|❌|\[OK\]|\[FAILED\]", row)[0]) for row in rows}) == 1, rows
-
-
-def test_failures_are_told_once_more_in_the_order_given() -> None:
-    lines = list(table()(tally(reversed(FLEET), targets(FLEET))))
-    failed = [event.result for event in FLEET if not event.result]
-    told = [line.split(": ")[0] for line in lines[lines.index("") :] if "❌" in line]
-    assert told == [result.target for result in failed]
-    assert [line for line in lines if line.startswith("   hint: ")] == [f"   hint: {result.hint}" for result in failed]
-    assert lines[-1] == (
-        "22 targets: 7 ok, 3 unreachable, 3 status, 2 protocol, 2 timeout, 1 aborted, 1 not-supported, 1 rejected, "
-        "1 lost, 1 tls"
-    )
-
-
-def test_one_failure_in_many_echoes_is_the_verdict() -> None:
-    told = tally(WELL_REFUSED_WELL)
-    assert [event.result.kind for event in told] == ["ok", "rejected", "ok"]
-    assert told.total.verdict.kind == "rejected"
-    assert echo._nagios_state(told, _Thresholds()) == echo._State.CRITICAL
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -415,42 +400,20 @@ def test_plugin_lines_keep_to_the_guidelines() -> None:
                 read_plugin(output)
 
 
-def test_odd_titles_are_quoted_in_labels() -> None:
-    for title in ("A B", "A=B", "A'B", "A|B", "A;B", 'A"B'):
-        twice = [made(address=f"{title}@host"), made(address=f"{title}@host"), made()]
-        assert len(read_plugin(nagios()(tally(twice)))[1]) == 4
-
-
-def test_a_label_that_looks_numbered_is_not_given_twice() -> None:
-    told = [made() for _ in range(4)]
-    for event, label in zip(told, ("a", "a 2", "a", "a 2")):
-        event.target.label = label
-    assert read_plugin(nagios()(tally(told)))[1] == ["ok", "'a'", "'a 2'", "'a 3'", "'a 2 2'"]
-
-
-def test_numbers_are_never_in_exponent_form() -> None:
-    for limit in (5e12, 1.234e9, 0.05, 1e-9):
-        assert read_plugin(nagios(limit, limit, limit, limit)(tally([made(tls=TLS)])))[1]
-
-
-@pytest.mark.parametrize(
-    ("limits", "state"),
-    [
-        ((), "OK"), ((21.7, 21.7), "OK"), ((21, 22), "WARNING"), ((None, 21), "CRITICAL"), ((0, None), "WARNING"),
-        ((None, None, 20, 7), "OK"), ((None, None, 21, 7), "WARNING"), ((None, None, 30, 21), "CRITICAL"),
-        ((21, None, 30, 21), "CRITICAL"),
-    ],
-)  # fmt: skip
-def test_thresholds(limits: tuple[float | None, ...], state: str) -> None:
+def test_thresholds() -> None:
+    expected: dict[tuple[float | None, ...], str] = {
+        (): "OK", (21.7, 21.7): "OK", (21, 22): "WARNING", (None, 21): "CRITICAL", (0, None): "WARNING",
+        (None, None, 20, 7): "OK", (None, None, 21, 7): "WARNING", (None, None, 30, 21): "CRITICAL",
+        (21, None, 30, 21): "CRITICAL",
+    }  # fmt: skip
     told = tally([made(tls=TLS)])  # takes 21.6 ms, with a certificate for 20.25 days more
-    assert read_plugin(nagios(*limits)(told))[0] == state
-    assert echo._nagios_state(told, _Thresholds(*limits)).name == state
+    assert {limits: read_plugin(nagios(*limits)(told))[0] for limits in expected} == expected
+    assert {limits: echo._nagios_state(told, _Thresholds(*limits)).name for limits in expected} == expected
 
 
-def test_a_usage_error_is_unknown_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ("", "host:99999", "host --warning x|y\nz", "-T /no/such/file", "host --output /no/such/file"):
-        code, out, err = run_main(capsys, "--format", "nagios", *arguments.split(" ") if arguments else ())
-        assert (code, err, read_plugin(out.splitlines())) == (3, "", ("UNKNOWN", []))
+def test_a_usage_error_is_a_plugin_line_whatever_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_main(capsys, "--format", "nagios", "host", "--warning", "x|y\nz")
+    assert (code, err, read_plugin(out.splitlines())) == (3, "", ("UNKNOWN", []))
 
 
 # --- Prometheus ------------------------------------------------------------------------------------------------------
@@ -464,57 +427,37 @@ def samples(metrics: Iterable[str]) -> dict[str, float]:
     return found
 
 
-def check(metrics: Iterable[str]) -> None:
-    """promtool finds nothing."""
-    text = "".join(f"{line}\n" for line in metrics)
+def test_no_series_is_there_twice_and_promtool_finds_nothing() -> None:
+    sections = [lines_of(title) for title in SECTIONS if title.startswith("Prometheus")]
+    assert all(map(samples, sections[:-1]))
     command = [require("promtool", "prometheus"), "check", "metrics"]
-    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=20, check=False)
-    assert (done.returncode, done.stdout + done.stderr) == (0, ""), text
-
-
-def test_promtool_finds_nothing_and_a_cut_short_run_says_nothing() -> None:
-    for title in ("Prometheus", "Prometheus, one", "Prometheus, repeated"):
-        check(lines_of(title))
-    assert lines_of("Prometheus, interrupted") == []
-
-
-def test_a_target_given_twice_has_one_series() -> None:
-    assert len(samples(echo._prometheus(tally([made(), made(), made(address="OTHER@pacs.example")])))) == 18
-
-
-def test_label_values_are_escaped() -> None:
-    odd = ['A"B', "A{B}", "A,B=C", "#A", "A'B", "A\\B\nC", "\u2028"]
-    events = [
-        event._replace(result=event.result._replace(called_ae_title=title, label=title))
-        for title, event in zip(odd, FLEET)
-    ]
-    metrics = list(echo._prometheus(tally(events)))
-    for title in odd:
-        quoted = title.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        assert any(f'called_ae="{quoted}",calling_ae="ECHOSCU",label="{quoted}"}} 1' in line for line in metrics)
-    check(metrics)
+    for lines in sections[:-1]:
+        text = "".join(f"{line}\n" for line in lines)
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=20, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, ""), text
 
 
 # --- From a real peer to each report ---------------------------------------------------------------------------------
 
 # What fixed results do not show.
-PLAYED: dict[str, tuple[str, Script]] = {
-    "rude error comment": ("status", script(echo=command_pdu(echo_rsp_command(1, 0x0110, error_comment=RUDE)))),
-    "rude name": ("ok", script(accept=associate_ac(version_name='|\x1b[2J\n"', max_length=None))),
-    "rude transfer syntax": ("ok", script(accept=associate_ac([(1, 0, "1.2|\n3")]), release=abort())),
-    "rejected for reserved reasons": ("rejected", script(accept=associate_rj(255, 255, 255))),
-    "aborted for reserved reasons": ("aborted", script(echo=abort(255, 255))),
-    "mail server": ("protocol", (ReceiveSome(), Send(b"220 | x=1\nDICOM ECHO OK | y=2\n"), Close())),
+RUDE_ACCEPT = associate_ac([(1, 0, "1.2|\n3")], version_name='|\x1b[2J\n"', max_length=None)
+RUDE_ANSWER = command_pdu(echo_rsp_command(1, 0x0110, error_comment=RUDE))
+PLAYED: dict[str, Script] = {
+    "ok": script(accept=RUDE_ACCEPT, release=abort()),
+    "status": script(accept=RUDE_ACCEPT, echo=RUDE_ANSWER),
+    "rejected": script(accept=associate_rj(255, 255, 255)),  # reserved, as are those of the abort
+    "aborted": script(echo=abort(255, 255)),
+    "protocol": (ReceiveSome(), Send(b"220 | x=1\nDICOM ECHO OK | y=2\n"), Close()),
 }
 
 
-@pytest.mark.parametrize(("kind", "played"), PLAYED.values(), ids=list(PLAYED))
-def test_what_real_echoes_show_fits_every_report(kind: str, played: Script) -> None:
-    with RawPeer(played) as peer:
+@pytest.mark.parametrize("kind", PLAYED)
+def test_what_real_echoes_show_fits_every_report(kind: str) -> None:
+    with RawPeer(PLAYED[kind]) as peer:
         result = echo.probe(peer.address, message_id=1)
         told = [_Echoed(_Request(peer.address, "ANY-SCP", "ECHOSCU"), result, True)]
     assert result.kind == kind
-    line = json.loads(*echo._json_lines(tally(told), summary=False))
+    line = json.loads(*on(JSON, False)(tally(told)))
     assert line == result.to_dict()
     VALIDATOR.validate(line)
     assert read_plugin(nagios()(tally(told)))[0] == ("OK" if result else "CRITICAL")
@@ -527,7 +470,6 @@ def test_the_command_prints_the_report_asked_for(capsys: pytest.CaptureFixture[s
             run_main(capsys, "--format", form, "-c", 2, "-i", 0, good.address, bad.address)
             for form in ("text", "json", "nagios", "prometheus")
         )
-        expected = f"1 of 2 targets OK; {bad.address}: Rejected: called AE title not recognized (0 of 2"
     assert [(each.code, each.err) for each in (text, lines, plugin, metrics)] == [(1, ""), (1, ""), (2, ""), (1, "")]
     assert text.out.splitlines()[-1] == "4 echoes: 2 ok, 2 rejected"
     *echoes, summary = map(json.loads, lines.out.splitlines())
@@ -535,7 +477,5 @@ def test_the_command_prints_the_report_asked_for(capsys: pytest.CaptureFixture[s
         VALIDATOR.validate(line)
     assert (len(echoes), summary["targets"], summary["kinds"]) == (4, 2, {"ok": 2, "rejected": 2})
     assert read_plugin(plugin.out.splitlines())[0] == "CRITICAL"
-    assert expected in plugin.out
-    check(metrics.out.splitlines())
     values = samples(metrics.out.splitlines())
     assert sorted(values[name] for name in values if name.startswith("dicom_echo_success")) == [0, 1]
