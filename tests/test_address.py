@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +47,6 @@ def test_forms_of_which_the_text_is_plainer() -> None:
         "X@[pacs.example.]": "X@pacs.example.", "[192.0.2.7]:104": "192.0.2.7:104",
     }  # fmt: skip
     assert {text: str(parse_address(text)) for text in forms} == forms
-    assert [parse_address(text) for text in forms] == [parse_address(plain) for plain in forms.values()]
 
 
 BAD_TITLE = "contains a backslash, a control character or a non-ASCII character"
@@ -91,11 +88,15 @@ WRONG: dict[Any, str] = {
 }
 
 
+def refusal(text: Any) -> str:
+    try:
+        return f"none, but {parse_address(text)!r}"
+    except AddressError as error:
+        return str(error)
+
+
 def test_every_bad_form_has_its_message() -> None:
-    for text, why in WRONG.items():
-        with pytest.raises(AddressError) as caught:
-            pytest.fail(f"{text!r} makes {parse_address(text)!r}")
-        assert (str(caught.value), caught.value.kind, caught.value.phase) == (why + FORM, "address", None)
+    assert {text: refusal(text) for text in WRONG} == {text: why + FORM for text, why in WRONG.items()}
 
 
 AE_CHARACTERS = "".join(map(chr, range(32, 127))).replace("\\", "")
@@ -103,17 +104,16 @@ titles = st.text(AE_CHARACTERS, min_size=1, max_size=16).map(lambda text: text.s
 labels = st.text("az09_-", min_size=1, max_size=30).map(lambda text: f"x{text}x")
 names = st.lists(labels, min_size=1, max_size=3).map(".".join)
 zones = st.sampled_from(["1", "eth0", "en0.100", "Wi-Fi_2"])
-v4 = st.ip_addresses(v=4).map(str)
-v6 = st.ip_addresses(v=6).map(str)
-hosts = names | v4 | v6 | st.builds("{}%{}".format, v6, zones)
+hosts = names | st.ip_addresses().map(str) | st.builds("{}%{}".format, st.ip_addresses(v=6), zones)
 calm = settings(deadline=None)  # the machine may be busy
 addresses = st.builds(Address, st.none() | titles, hosts, st.none() | st.integers(1, 65535))
 
 
 @calm
 @given(addresses)
-def test_a_valid_address_survives_its_text(address: Address) -> None:
+def test_a_valid_address_survives_its_text_and_its_host_brackets(address: Address) -> None:
     assert parse_address(str(address)) == address
+    assert parse_address(f"[{address.host}]:104") == Address(None, address.host, 104)
 
 
 @calm
@@ -124,22 +124,5 @@ def test_a_valid_address_survives_its_text(address: Address) -> None:
 @example("\ud800")
 @example("xn--\udcff.example")
 def test_any_text_parses_or_says_why(text: str) -> None:
-    why = ""
-    try:
-        address = parse_address(text)
-    except AddressError as error:
-        why = str(error)
-    assert why.endswith(FORM) if why else parse_address(str(address)) == address
-
-
-@calm
-@given(hosts)
-def test_brackets_may_stand_around_any_host(host: str) -> None:
-    assert parse_address(f"[{host}]:104") == Address(None, host, 104)
-
-
-@calm
-@given(v6)
-def test_a_bare_ipv6_literal_is_taken_whole(host: str) -> None:
-    assert ipaddress.ip_address(parse_address(host).host) == ipaddress.ip_address(host)
-    assert parse_address(host).port is None
+    why = refusal(text)
+    assert why.endswith(FORM) or parse_address(str(parse_address(text))) == parse_address(text)

@@ -223,6 +223,7 @@ def test_an_error_keeps_its_kind_and_its_facts() -> None:
     assert (set(EchoError.__subclasses__()), EchoError.__bases__) == (set(ERRORS), (Exception,))
     for error, (kind, also, facts) in ERRORS.items():
         made = error("what happened", case="this host", hint="what to do", detail="in the standard's terms", **facts)
+        assert made.phase is None
         made.phase = Phase.connect
         vars(made)["__notes__"] = ["as add_note() leaves it"]
         for twin in (made, *(make(made) for make in COPIES)):
