@@ -6,8 +6,6 @@ pynetdicom runs in this process, DCMTK and Orthanc in their own. What was learnt
 - `storescp`, `dcmqrscp` and Orthanc (whose DICOM server is DCMTK's) always listen on all IPv4 addresses of the host:
   DCMTK binds INADDR_ANY, and no option, environment variable or setting changes that. They hold nothing and store
   nothing here, but they are the exception to "loopback only". They do not speak IPv6.
-- `storescp --inetd` serves a connection that it is handed as its standard input, so that we can listen where we like:
-  on loopback only, and on IPv6. Each connection then costs the start of a process.
 - `storescp` does not look at the called AE title. `dcmqrscp` knows upper from lower case, Orthanc does not.
 - `dcmqrscp --single-process` crashes (SIGSEGV) after its first echo, so it runs with a child for each association.
 """
@@ -22,7 +20,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -174,37 +171,6 @@ def run_storescp(program: str, folder: Path, *options: str) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def run_storescp_inetd(program: str, folder: Path, host: str) -> Iterator[Peer]:
-    """DCMTK's storescp, one process for each connection, on one address of our choice, IPv6 too."""
-    log, stopping = folder / "log.txt", threading.Event()
-
-    def serve() -> None:
-        """What inetd does: accept a connection, give it to a new process, wait for its end, accept the next."""
-        while not stopping.is_set():
-            with contextlib.suppress(socket.timeout):
-                connection, _ = listener.accept()
-                with connection:
-                    process = subprocess.Popen(
-                        [program, *STORESCP, "--inetd"],
-                        cwd=folder, stdin=connection.fileno(), stdout=output, stderr=subprocess.STDOUT,
-                    )  # fmt: skip
-                while process.poll() is None and not stopping.wait(0.01):
-                    pass
-                process.kill()
-                process.wait()
-
-    with socket.create_server((host, 0), family=family_of(host)) as listener, log.open("wb") as output:
-        listener.settimeout(0.05)
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield Peer(host, listener.getsockname()[1], "STORESCP", log=log)
-        finally:
-            stopping.set()
-            thread.join()
-
-
-@contextlib.contextmanager
 def run_dcmqrscp(program: str, folder: Path, *, admits: str = "") -> Iterator[Peer]:
     """DCMTK's dcmqrscp; it refuses any called AE title but its own, and any calling one but the one it admits."""
     (folder / "storage").mkdir()
@@ -230,17 +196,17 @@ AETable END
 
 
 @contextlib.contextmanager
-def run_orthanc(program: str, folder: Path, *, check_called_title: bool, **settings: object) -> Iterator[Peer]:
-    """Orthanc without plugins and without its web server, with any more of its settings."""
+def run_orthanc(program: str, folder: Path, *, check_called_title: bool) -> Iterator[Peer]:
+    """Orthanc without plugins and without its web server."""
 
     def command(port: int) -> list[str]:
         configuration = folder / "orthanc.json"
-        essential = {
+        settings = {
             "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"), "Plugins": [],
             "HttpServerEnabled": False, "DicomAet": "ORTHANC", "DicomPort": port, "DicomAlwaysAllowEcho": True,
             "DicomCheckCalledAet": check_called_title,
         }  # fmt: skip
-        configuration.write_text(json.dumps({**essential, **settings}))
+        configuration.write_text(json.dumps(settings))
         return [program, "--verbose", str(configuration)]
 
     with run_server(command, "ORTHANC", folder) as peer:
@@ -256,7 +222,6 @@ def run_pynetdicom(
     *,
     ae_title: str = "PYNETDICOM",
     check_called_title: bool = False,
-    admits: Sequence[str] = (),
     ssl_context: ssl.SSLContext | None = None,
     handlers: list[EventHandlerType] | None = None,
 ) -> Iterator[Peer]:
@@ -264,7 +229,6 @@ def run_pynetdicom(
     ae = AE(ae_title)
     ae.add_supported_context(Verification)
     ae.require_called_aet = check_called_title
-    ae.require_calling_aet = list(admits)
     with closing_sockets() as handler:
         every = [handler, *(handlers or [])]
         server = ae.start_server((host, 0), block=False, ssl_context=ssl_context, evt_handlers=every)
