@@ -5,6 +5,7 @@ A peer that is not installed skips the tests that need it; with DICOM_ECHO_REQUI
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,7 +16,6 @@ from peers import (
     Peer,
     TlsFiles,
     find_program,
-    has_ipv6,
     run_dcmqrscp,
     run_orthanc,
     run_pynetdicom,
@@ -43,9 +43,11 @@ def require(program: str, package: str) -> str:
 
 @pytest.fixture(scope="session")
 def ipv6() -> str:
-    if not has_ipv6():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return "::1"
+    except OSError:
         pytest.skip("this host has no IPv6 loopback address")
-    return "::1"
 
 
 @pytest.fixture(scope="session")

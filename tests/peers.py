@@ -31,7 +31,7 @@ import trustme
 from pynetdicom import AE, evt
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at run time
-from rawpeer import Endpoint, family_of
+from rawpeer import Endpoint
 
 START_SECONDS = 20.0
 ATTEMPTS = 3
@@ -41,12 +41,7 @@ class PeerFailed(Exception):
     """A peer did not start, or died while it was needed; the message holds its log."""
 
 
-@dataclass(frozen=True)
-class Peer(Endpoint):
-    """A running peer; pynetdicom's, which run in this process, have no pid and no log of their own."""
-
-    pid: int | None = None
-    log: Path | None = None
+Peer = Endpoint  # of one that runs
 
 
 # --- Programs and ports ----------------------------------------------------------------------------------------------
@@ -67,21 +62,12 @@ def find_program(name: str) -> str | None:
     return None
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     """A port that was free a moment ago; who uses it must be ready to find it taken."""
-    with socket.socket(family_of(host)) as probe:
-        probe.bind((host, 0))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def has_ipv6() -> bool:
-    """Whether this host has an IPv6 loopback address."""
-    try:
-        free_port("::1")
-    except OSError:
-        return False
-    return True
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
@@ -110,7 +96,7 @@ def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: P
         port = free_port()
         with running(command(port), log) as process:
             if becomes_ready(process, port, log):
-                yield Peer("127.0.0.1", port, ae_title, process.pid, log)
+                yield Peer("127.0.0.1", port, ae_title)
                 if process.poll() is not None:
                     raise PeerFailed(f"{describe(process, log)} while it was needed")
                 return
@@ -123,17 +109,12 @@ def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> boo
     while time.monotonic() < deadline:
         if process.poll() is not None:
             return False
-        if accepts("127.0.0.1", port):
-            return True
+        with socket.socket() as probe:  # which can meet itself, where nobody has the port yet: that does not count
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and probe.getsockname()[1] != port:
+                return True
         time.sleep(0.02)
     raise PeerFailed(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
-
-
-def accepts(host: str, port: int) -> bool:
-    """Whether somebody listens. A connection to one's own ephemeral port can meet itself: that does not count."""
-    with socket.socket(family_of(host)) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0 and probe.getsockname()[1] != port
 
 
 def describe(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -160,13 +141,13 @@ def scrape(program: str, folder: Path) -> str:
 # --- DCMTK -----------------------------------------------------------------------------------------------------------
 
 QUIETLY = ["--verbose", "--disable-host-lookup"]  # without look-ups of host names
-STORESCP = [*QUIETLY, "--ignore", "--aetitle", "STORESCP"]  # nothing is stored
 
 
 @contextlib.contextmanager
 def run_storescp(program: str, folder: Path, *options: str) -> Iterator[Peer]:
-    """DCMTK's storescp; it takes any called AE title."""
-    with run_server(lambda port: [program, *STORESCP, *options, str(port)], "STORESCP", folder) as peer:
+    """DCMTK's storescp; it takes any called AE title, and stores nothing."""
+    command = [program, *QUIETLY, "--ignore", "--aetitle", "STORESCP", *options]
+    with run_server(lambda port: [*command, str(port)], "STORESCP", folder) as peer:
         yield peer
 
 
@@ -218,7 +199,6 @@ def run_orthanc(program: str, folder: Path, *, check_called_title: bool) -> Iter
 
 @contextlib.contextmanager
 def run_pynetdicom(
-    host: str = "127.0.0.1",
     *,
     ae_title: str = "PYNETDICOM",
     check_called_title: bool = False,
@@ -231,10 +211,10 @@ def run_pynetdicom(
     ae.require_called_aet = check_called_title
     with closing_sockets() as handler:
         every = [handler, *(handlers or [])]
-        server = ae.start_server((host, 0), block=False, ssl_context=ssl_context, evt_handlers=every)
+        server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=ssl_context, evt_handlers=every)
         assert server is not None
         try:
-            yield Peer(host, server.server_address[1], ae_title)
+            yield Peer("127.0.0.1", server.server_address[1], ae_title)
         finally:
             for _ in range(50):  # pynetdicom stumbles when it is to abort an association that is about to end
                 if not ae.active_associations:
