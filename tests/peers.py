@@ -37,10 +37,6 @@ START_SECONDS = 20.0
 ATTEMPTS = 3
 
 
-class PeerFailed(Exception):
-    """A peer did not start, or died while it was needed; the message holds its log."""
-
-
 Peer = Endpoint  # of one that runs
 
 
@@ -98,9 +94,9 @@ def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: P
             if becomes_ready(process, port, log):
                 yield Peer("127.0.0.1", port, ae_title)
                 if process.poll() is not None:
-                    raise PeerFailed(f"{describe(process, log)} while it was needed")
+                    raise AssertionError(f"{describe(process, log)} while it was needed")
                 return
-    raise PeerFailed(f"{describe(process, log)} at its start, {ATTEMPTS} times")  # so its port had not been taken
+    raise AssertionError(f"{describe(process, log)} at its start, {ATTEMPTS} times")  # so its port had not been taken
 
 
 def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
@@ -114,7 +110,7 @@ def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> boo
             if probe.connect_ex(("127.0.0.1", port)) == 0 and probe.getsockname()[1] != port:
                 return True
         time.sleep(0.02)
-    raise PeerFailed(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
+    raise AssertionError(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
 
 
 def describe(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -132,7 +128,7 @@ def scrape(program: str, folder: Path) -> str:
     ]  # fmt: skip
     with running(command, log) as process:
         if not becomes_ready(process, port, log):
-            raise PeerFailed(f"{describe(process, log)} at its start")
+            raise AssertionError(f"{describe(process, log)} at its start")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=START_SECONDS) as response:
             return str(response.read().decode())
@@ -206,30 +202,8 @@ def run_pynetdicom(
     handlers: list[EventHandlerType] | None = None,
 ) -> Iterator[Peer]:
     """pynetdicom's Verification SCP, in threads of this process."""
-    ae = AE(ae_title)
-    ae.add_supported_context(Verification)
-    ae.require_called_aet = check_called_title
-    with closing_sockets() as handler:
-        every = [handler, *(handlers or [])]
-        server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=ssl_context, evt_handlers=every)
-        assert server is not None
-        try:
-            yield Peer("127.0.0.1", server.server_address[1], ae_title)
-        finally:
-            for _ in range(50):  # pynetdicom stumbles when it is to abort an association that is about to end
-                if not ae.active_associations:
-                    break
-                time.sleep(0.02)
-            ae.shutdown()
-
-
-@contextlib.contextmanager
-def closing_sockets() -> Iterator[EventHandlerType]:
-    """An event handler for pynetdicom that remembers every socket, to close them all at the end.
-
-    pynetdicom (3.0.4) drops a socket without closing it when the other side has reset it, as it may after an A-ABORT:
-    a ResourceWarning, which would fail whichever test happens to run then.
-    """
+    # pynetdicom (3.0.4) drops a socket without closing it when the other side has reset it, as it may after an A-ABORT:
+    # a ResourceWarning, which would fail whichever test happens to run then.
     sockets: list[socket.socket] = []
 
     def remember(event: Event) -> None:
@@ -237,9 +211,20 @@ def closing_sockets() -> Iterator[EventHandlerType]:
         if association_socket and association_socket.socket:
             sockets.append(association_socket.socket)
 
+    ae = AE(ae_title)
+    ae.add_supported_context(Verification)
+    ae.require_called_aet = check_called_title
+    every = [(evt.EVT_CONN_OPEN, remember), *(handlers or [])]
+    server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=ssl_context, evt_handlers=every)
+    assert server is not None
     try:
-        yield (evt.EVT_CONN_OPEN, remember)
+        yield Peer("127.0.0.1", server.server_address[1], ae_title)
     finally:
+        for _ in range(50):  # pynetdicom stumbles when it is to abort an association that is about to end
+            if not ae.active_associations:
+                break
+            time.sleep(0.02)
+        ae.shutdown()
         for sock in sockets:
             sock.close()
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -311,9 +310,7 @@ MOVES = re.compile(r"\x1b\[\d*[ABK]|\r")
 
 def columns(line: str) -> int:
     """The columns that a line takes on a terminal, colours left out."""
-    bare = COLOUR.sub("", MOVES.sub("", line))
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in bare)
-    return len(bare) + wide - sum(unicodedata.combining(character) > 0 for character in bare)
+    return echo._columns(COLOUR.sub("", MOVES.sub("", line)))
 
 
 def test_what_a_peer_says_cannot_control_a_terminal() -> None:
