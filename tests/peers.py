@@ -91,46 +91,34 @@ def run_server(command: Callable[[int], Sequence[str]], ae_title: str, folder: P
     for _ in range(ATTEMPTS):
         port = free_port()
         with running(command(port), log) as process:
-            if becomes_ready(process, port, log):
+            if becomes_ready(process, port):
                 yield Peer("127.0.0.1", port, ae_title)
-                if process.poll() is not None:
-                    raise AssertionError(f"{describe(process, log)} while it was needed")
+                assert process.poll() is None, f"{process.args!r} ended while it was needed:\n{log.read_text()}"
                 return
-    raise AssertionError(f"{describe(process, log)} at its start, {ATTEMPTS} times")  # so its port had not been taken
+    raise AssertionError(f"{process.args!r} did not start, {ATTEMPTS} times:\n{log.read_text()}")
 
 
-def becomes_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+def becomes_ready(process: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until the server accepts connections; False if it ends instead."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return False
+    while process.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:  # which can meet itself, where nobody has the port yet: that does not count
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0 and probe.getsockname()[1] != port:
                 return True
         time.sleep(0.02)
-    raise AssertionError(f"{describe(process, log)}: it did not listen on port {port} within {START_SECONDS:g} s")
-
-
-def describe(process: subprocess.Popen[bytes], log: Path) -> str:
-    """What became of a process, and what it said."""
-    said = log.read_text(errors="replace").strip() or "(nothing)"
-    return f"its log:\n{said}\n{process.args!r} ended with {process.returncode}"
+    return False
 
 
 def scrape(program: str, folder: Path) -> str:
     """What a node exporter serves of the text files in a folder."""
-    port, log = free_port(), folder.with_suffix(".log")
     command = [
         program, "--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={folder}",
-        f"--web.listen-address=127.0.0.1:{port}", "--web.disable-exporter-metrics",
+        "--web.disable-exporter-metrics",
     ]  # fmt: skip
-    with running(command, log) as process:
-        if not becomes_ready(process, port, log):
-            raise AssertionError(f"{describe(process, log)} at its start")
+    with run_server(lambda port: [*command, f"--web.listen-address=127.0.0.1:{port}"], "", folder.parent) as server:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=START_SECONDS) as response:
+        with opener.open(f"http://{server.host_port}/metrics", timeout=START_SECONDS) as response:
             return str(response.read().decode())
 
 
