@@ -10,19 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import peers
 import pytest
 import trustme
-from peers import (
-    Peer,
-    TlsFiles,
-    find_program,
-    run_dcmqrscp,
-    run_orthanc,
-    run_pynetdicom,
-    run_storescp,
-    server_context,
-    write_tls_files,
-)
+from peers import Peer, TlsFiles
 from rawpeer import Endpoint, RawPeer, closed_port
 
 # A shell starts what it puts into the background with SIGINT ignored, which the processes of the tests would inherit.
@@ -32,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def require(program: str, package: str) -> str:
     """The path of a program; without it, the test is skipped or fails."""
-    path = find_program(program)
+    path = peers.find_program(program)
     if path is None:
         reason = f"{program} is not installed (Debian package {package})"
         if os.environ.get("DICOM_ECHO_REQUIRE_PEERS") == "1":
@@ -88,12 +79,12 @@ def server(run: Run, program: str = "", package: str = "", **options: Any) -> An
     return peer
 
 
-pynetdicom_scp = server(run_pynetdicom)
-pynetdicom_scp_strict = server(run_pynetdicom, check_called_title=True)
-storescp = server(run_storescp, "storescp", "dcmtk")
-dcmqrscp = server(run_dcmqrscp, "dcmqrscp", "dcmtk")
-orthanc = server(run_orthanc, "Orthanc", "orthanc", check_called_title=False)
-orthanc_strict = server(run_orthanc, "Orthanc", "orthanc", check_called_title=True)
+pynetdicom_scp = server(peers.run_pynetdicom)
+pynetdicom_scp_strict = server(peers.run_pynetdicom, check_called_title=True)
+storescp = server(peers.run_storescp, "storescp", "dcmtk")
+dcmqrscp = server(peers.run_dcmqrscp, "dcmqrscp", "dcmtk")
+orthanc = server(peers.run_orthanc, "Orthanc", "orthanc", check_called_title=False)
+orthanc_strict = server(peers.run_orthanc, "Orthanc", "orthanc", check_called_title=True)
 
 
 def each_of(*names: str) -> Any:
@@ -122,10 +113,10 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def tls_files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    return write_tls_files(authority, tmp_path_factory.mktemp("tls"))
+    return peers.write_tls_files(authority, tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")
 def tls_scp(authority: trustme.CA) -> Iterator[Peer]:
-    with run_pynetdicom(ssl_context=server_context(authority)) as peer:
+    with peers.run_pynetdicom(ssl_context=peers.server_context(authority)) as peer:
         yield peer

@@ -13,42 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
+import rawpeer
 from command import Outcome, run_main
-from rawpeer import (
-    A_ABORT,
-    A_ASSOCIATE_RQ,
-    A_RELEASE_RP,
-    A_RELEASE_RQ,
-    GOOD_RELEASE,
-    GOOD_SCRIPT,
-    P_DATA_TF,
-    Close,
-    Expect,
-    Link,
-    Pause,
-    RawPeer,
-    Reset,
-    Script,
-    Send,
-    Silence,
-    Step,
-    abort,
-    accept_proposal,
-    answer_echo,
-    associate_rj,
-    closed_port,
-    release_rq,
-    script,
-)
+from rawpeer import GOOD_SCRIPT, Close, Expect, Pause, RawPeer, Reset, Script, Send, Silence, closed_port, script
 
 import dicom_echo
 from dicom_echo import EchoResult, _Echoed, _message_ids, _Plan, _Request, _rounds, _Statistics, _take_turns
 
 Capsys = pytest.CaptureFixture[str]
 
-CONGESTED = script(accept=associate_rj(2, 3, 2))
-ABORTING = script(echo=abort())
-ANSWERED = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Expect(P_DATA_TF), Send(answer_echo))
+RQ, DATA, RELEASE = rawpeer.A_ASSOCIATE_RQ, rawpeer.P_DATA_TF, rawpeer.A_RELEASE_RQ
+CONGESTED = script(accept=rawpeer.associate_rj(2, 3, 2))
+ABORTING = script(echo=rawpeer.abort())
+ANSWERED = (Expect(RQ), Send(rawpeer.accept_proposal), Expect(DATA), Send(rawpeer.answer_echo))
 
 
 class Ran(NamedTuple):
@@ -77,7 +54,7 @@ class Clock:
         monkeypatch.setattr(time, "perf_counter", lambda: real() + sum(self.leaps))
         monkeypatch.setattr(time, "sleep", self.leaps.append)
 
-    def run(self, _link: Link) -> None:
+    def run(self, _link: rawpeer.Link) -> None:
         self.times.append(time.perf_counter())
 
 
@@ -88,7 +65,7 @@ class Leap:
     clock: Clock
     seconds: float
 
-    def run(self, _link: Link) -> None:
+    def run(self, _link: rawpeer.Link) -> None:
         self.clock.leaps.append(self.seconds)
 
 
@@ -120,7 +97,7 @@ def test_each_echo_has_an_association_and_a_message_id_of_its_own_a_second_apart
     assert (ran.code, [each["message_id"] for each in ran.echoes]) == (0, [65535, 1])
     assert time.monotonic() - begun > 0.95
     sent = [peer.conversation(number) for number in range(len(peer.received))]
-    types = [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+    types = [RQ, DATA, RELEASE]
     assert [(each.types, each.message_ids) for each in sent] == [(types, [65535]), (types, [1])]
     first_ids = {first: list(itertools.islice(_message_ids(first), 3)) for first in (0, 1, 65534)}
     assert first_ids == {0: [0, 1, 2], 1: [1, 2, 3], 65534: [65534, 65535, 1]}
@@ -147,20 +124,20 @@ def test_the_interval_is_from_start_to_start_and_slots_that_are_missed_are_left_
 def test_reuse_sends_all_over_one_association(capsys: Capsys, peer: RawPeer) -> None:
     code, echoes, _ = repeat(capsys, peer.address, "-c", 4, "-i", 0, "--reuse")
     assert (code, len(peer.received)) == (0, 1)
-    assert peer.conversation().types == [A_ASSOCIATE_RQ, *[P_DATA_TF] * 4, A_RELEASE_RQ]
+    assert peer.conversation().types == [RQ, *[DATA] * 4, RELEASE]
     phases = [list(each["phases_ms"]) for each in echoes]
     assert phases == [["resolve", "connect", "associate", "echo"], ["echo"], ["echo"], ["echo"]]
     assert len({each["local"] for each in echoes}) == 1
     assert all(each["peer"] for each in echoes)
 
 
-ENDINGS: dict[str, tuple[list[Step], str, list[int]]] = {
+ENDINGS: dict[str, tuple[list[rawpeer.Step], str, list[int]]] = {
     "closes": ([Close()], "closed by the peer", []),
     "resets": ([Pause(0.05), Reset()], "(reset|closed) by the peer", []),
-    "aborts": ([Send(abort(2, 2))], "A-ABORT", []),
-    "aborts and closes": ([Pause(0.05), Send(abort(0, 0)), Close()], "A-ABORT", []),
-    "releases at once": ([Send(release_rq())], "A-RELEASE-RQ", [A_RELEASE_RP]),
-    "releases": ([Pause(0.05), Send(release_rq())], "A-RELEASE-RQ", [A_RELEASE_RP]),
+    "aborts": ([Send(rawpeer.abort(2, 2))], "A-ABORT", []),
+    "aborts and closes": ([Pause(0.05), Send(rawpeer.abort(0, 0)), Close()], "A-ABORT", []),
+    "releases at once": ([Send(rawpeer.release_rq())], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
+    "releases": ([Pause(0.05), Send(rawpeer.release_rq())], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
 }
 
 
@@ -171,7 +148,7 @@ def test_an_association_that_the_peer_ends_between_two_echoes_is_no_loss(capsys:
         code, echoes, summary = repeat(capsys, *addresses, "-c", 3, "-i", 0.4, "--reuse")
         for peer, (name, (_, how, goodbye)) in zip(peers, ENDINGS.items()):
             types = [peer.conversation(number).types for number in range(len(peer.received))]
-            expected = [A_ASSOCIATE_RQ, P_DATA_TF, *goodbye], [A_ASSOCIATE_RQ, P_DATA_TF, P_DATA_TF, A_RELEASE_RQ]
+            expected = [RQ, DATA, *goodbye], [RQ, DATA, DATA, RELEASE]
             assert (name, *types) == (name, *expected)
             notes = [each["notes"] for each in echoes if each["target"] == peer.address]
             ended = rf"the peer ended the association within \d\.\d s after the last echo \({how}\); opened a new one"
@@ -180,7 +157,7 @@ def test_an_association_that_the_peer_ends_between_two_echoes_is_no_loss(capsys:
 
 
 def test_an_association_that_ends_in_the_middle_of_an_echo_is_a_loss_and_another_is_opened(capsys: Capsys) -> None:
-    with RawPeer((*ANSWERED, Expect(P_DATA_TF), Close()), GOOD_SCRIPT) as peer:
+    with RawPeer((*ANSWERED, Expect(DATA), Close()), GOOD_SCRIPT) as peer:
         code, echoes, _ = repeat(capsys, peer.address, "-c", 3, "-i", 0.05, "--reuse")
         assert len(peer.received) == 2
     assert [each["error"] and each["error"]["kind"] for each in echoes] == [None, "lost", None]
@@ -191,7 +168,7 @@ def test_a_reused_association_is_aborted_where_an_answer_may_come_late(capsys: C
     """What was not answered in time could be answered later: it must not be taken for the next answer."""
     with RawPeer((*ANSWERED[:-1], Silence()), GOOD_SCRIPT) as peer:
         echoes = repeat(capsys, peer.address, "-c", 2, "-i", 0, "-t", 0.5, "--reuse").echoes
-        assert peer.conversation(0).types == [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT]
+        assert peer.conversation(0).types == [RQ, DATA, rawpeer.A_ABORT]
     assert [each["error"] and each["error"]["kind"] for each in echoes] == ["timeout", None]
 
 
@@ -207,16 +184,16 @@ class Occupancy:
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, link: Link) -> None:
+    def run(self, link: rawpeer.Link) -> None:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        for step in (*ANSWERED, Expect(A_RELEASE_RQ)):
+        for step in (*ANSWERED, Expect(RELEASE)):
             step.run(link)
         link.pause(self.seconds)
         with self.lock:
             self.now -= 1
-        link.send(GOOD_RELEASE)
+        link.send(rawpeer.GOOD_RELEASE)
 
 
 def test_one_host_and_port_is_never_asked_twice_at_the_same_time(capsys: Capsys) -> None:

@@ -19,21 +19,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+import rawpeer
 from command import run_main
 from conftest import require
-from rawpeer import (
-    Close,
-    RawPeer,
-    ReceiveSome,
-    Script,
-    Send,
-    abort,
-    associate_ac,
-    associate_rj,
-    command_pdu,
-    echo_rsp_command,
-    script,
-)
+from rawpeer import Close, RawPeer, ReceiveSome, Script, Send, abort, associate_ac, associate_rj, script
 
 import dicom_echo as echo
 from dicom_echo import Phase, _Echoed, _Request, _Style, _Tally, _Thresholds
@@ -439,7 +428,7 @@ def test_no_series_is_there_twice_and_promtool_finds_nothing() -> None:
 
 # What fixed results do not show.
 RUDE_ACCEPT = associate_ac([(1, 0, "1.2|\n3")], version_name='|\x1b[2J\n"', max_length=None)
-RUDE_ANSWER = command_pdu(echo_rsp_command(1, 0x0110, error_comment=RUDE))
+RUDE_ANSWER = rawpeer.command_pdu(rawpeer.echo_rsp_command(1, 0x0110, error_comment=RUDE))
 PLAYED: dict[str, Script] = {
     "ok": script(accept=RUDE_ACCEPT, release=abort()),
     "status": script(accept=RUDE_ACCEPT, echo=RUDE_ANSWER),
