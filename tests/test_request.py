@@ -244,16 +244,11 @@ def test_an_error_keeps_its_kind_and_its_facts() -> None:
 
 # The phases in which each kind is raised; what happens in the release is a note, and has no hint.
 PHASES = {
-    "unreachable": ["resolve", "connect"],
-    "lost": ["associate", "echo"],
-    "tls": ["tls", "associate"],
-    "timeout": ["resolve", "connect", "tls", "associate", "echo"],
-    "rejected": ["associate"],
-    "not-supported": ["associate"],
-    "aborted": ["associate", "echo"],
-    "protocol": ["associate", "echo"],
+    "unreachable": ["resolve", "connect"], "lost": ["associate", "echo"], "tls": ["tls", "associate"],
+    "timeout": ["resolve", "connect", "tls", "associate", "echo"], "rejected": ["associate"],
+    "not-supported": ["associate"], "aborted": ["associate", "echo"], "protocol": ["associate", "echo"],
     "status": ["echo"],
-}
+}  # fmt: skip
 SOURCE = ast.parse(inspect.getsource(echo))
 TEXTS = {
     each.value

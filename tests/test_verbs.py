@@ -113,12 +113,6 @@ def test_titles_and_message_id(peer: RawPeer) -> None:
     assert fields == {(b"STORE           ", b"ME              ", 7)}
 
 
-def test_an_address_instead_of_a_text(peer: RawPeer) -> None:
-    address = Address("STORE", "127.0.0.1", peer.port)
-    assert [verb(address).address for verb in (probe, probe_one)] == [address] * 2
-    assert peer.conversation(1).request.called == "STORE"
-
-
 # --- Counter and message ids -----------------------------------------------------------------------------------------
 
 
