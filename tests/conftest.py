@@ -97,10 +97,8 @@ def each_of(*names: str) -> Any:
     return peer
 
 
-LENIENT = "pynetdicom_scp", "storescp", "orthanc"  # they take any called AE title
-lenient_peer = each_of(*LENIENT)
-strict_peer = each_of("pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict")  # they refuse a wrong one
-real_peer = each_of(*LENIENT, "dcmqrscp")  # each program once
+strict_peer = each_of("pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict")  # they refuse a wrong called AE title
+real_peer = each_of("pynetdicom_scp", "storescp", "dcmqrscp", "orthanc")  # all but dcmqrscp take any title
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------

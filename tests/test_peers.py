@@ -117,11 +117,6 @@ def test_a_wrong_called_title_is_rejected(capsys: Capsys, strict_peer: Peer) -> 
     assert run_main(capsys, strict_peer.host_port).code == 1  # the default title
 
 
-def test_any_called_title_is_taken(capsys: Capsys, lenient_peer: Peer) -> None:
-    for title in ("WRONG@", "", "MY @PACS@"):
-        assert run_main(capsys, f"{title}{lenient_peer.host_port}") == SUCCESS
-
-
 def test_the_hint_names_both_titles_where_the_peer_means_the_calling_one(
     capsys: Capsys, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
