@@ -83,8 +83,7 @@ pynetdicom_scp = server(peers.run_pynetdicom)
 pynetdicom_scp_strict = server(peers.run_pynetdicom, check_called_title=True)
 storescp = server(peers.run_storescp, "storescp", "dcmtk")
 dcmqrscp = server(peers.run_dcmqrscp, "dcmqrscp", "dcmtk")
-orthanc = server(peers.run_orthanc, "Orthanc", "orthanc", check_called_title=False)
-orthanc_strict = server(peers.run_orthanc, "Orthanc", "orthanc", check_called_title=True)
+orthanc = server(peers.run_orthanc, "Orthanc", "orthanc")
 
 
 def each_of(*names: str) -> Any:
@@ -97,8 +96,8 @@ def each_of(*names: str) -> Any:
     return peer
 
 
-strict_peer = each_of("pynetdicom_scp_strict", "dcmqrscp", "orthanc_strict")  # they refuse a wrong called AE title
-real_peer = each_of("pynetdicom_scp", "storescp", "dcmqrscp", "orthanc")  # all but dcmqrscp take any title
+strict_peer = each_of("pynetdicom_scp_strict", "dcmqrscp", "orthanc")  # they refuse a wrong called AE title
+real_peer = each_of("pynetdicom_scp", "storescp", "dcmqrscp", "orthanc")
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------

@@ -161,15 +161,15 @@ AETable END
 
 
 @contextlib.contextmanager
-def run_orthanc(program: str, folder: Path, *, check_called_title: bool) -> Iterator[Peer]:
-    """Orthanc without plugins and without its web server."""
+def run_orthanc(program: str, folder: Path) -> Iterator[Peer]:
+    """Orthanc without plugins and without its web server; it refuses any called AE title but its own."""
 
     def command(port: int) -> list[str]:
         configuration = folder / "orthanc.json"
         settings = {
             "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"), "Plugins": [],
             "HttpServerEnabled": False, "DicomAet": "ORTHANC", "DicomPort": port, "DicomAlwaysAllowEcho": True,
-            "DicomCheckCalledAet": check_called_title,
+            "DicomCheckCalledAet": True,
         }  # fmt: skip
         configuration.write_text(json.dumps(settings))
         return [program, "--verbose", str(configuration)]
