@@ -201,6 +201,11 @@ def test_the_delay_between_the_tries_grows(clock: Clock) -> None:
     assert (str(result.error), result.notes) == ("local limit exceeded", (f"gave up after {len(clock.times)} tries",))
 
 
+def test_a_wait_without_time_is_one_try(refusing: rawpeer.Endpoint) -> None:
+    [result] = carry_out(refusing.address, wait=0)
+    assert (result.kind, result.notes) == ("unreachable", ("gave up after 1 try",))
+
+
 def test_wait_bounds_a_silent_peer_too(clock: Clock) -> None:
     """The last try has what is left of the time, whatever the pauses before it took."""
     with RawPeer(*[(clock, *CONGESTED)] * 3, (clock, Silence())) as peer:
