@@ -415,10 +415,10 @@ def samples(metrics: Iterable[str]) -> dict[str, float]:
 
 
 def test_no_series_is_there_twice_and_promtool_finds_nothing() -> None:
-    sections = [lines_of(title) for title in SECTIONS if title.startswith("Prometheus")]
-    assert all(map(samples, sections[:-1]))
+    sections = [lines_of(title) for title in SECTIONS if title.startswith("Prometheus") and "interrupted" not in title]
+    assert all(map(samples, sections))
     command = [require("promtool", "prometheus"), "check", "metrics"]
-    for lines in sections[:-1]:
+    for lines in sections:
         text = "".join(f"{line}\n" for line in lines)
         done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=20, check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, ""), text
