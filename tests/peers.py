@@ -136,20 +136,21 @@ def run_storescp(program: str, folder: Path, *options: str) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def run_dcmqrscp(program: str, folder: Path, *, admits: str = "") -> Iterator[Peer]:
-    """DCMTK's dcmqrscp; it refuses any called AE title but its own, and any calling one but the one it admits."""
+def run_dcmqrscp(program: str, folder: Path) -> Iterator[Peer]:
+    """DCMTK's dcmqrscp; it refuses any called AE title but its own two: PRIVATE may be called by MODALITY alone."""
     (folder / "storage").mkdir()
     configuration = folder / "dcmqrscp.cfg"
     configuration.write_text(f"""\
 MaxPDUSize = 16384
 MaxAssociations = 16
 HostTable BEGIN
-{f"admitted = ({admits}, 127.0.0.1, 104)" if admits else ""}
+admitted = (MODALITY, 127.0.0.1, 104)
 HostTable END
 VendorTable BEGIN
 VendorTable END
 AETable BEGIN
-QRSCP {folder / "storage"} RW (1, 1mb) {"admitted" if admits else "ANY"}
+QRSCP {folder / "storage"} RW (1, 1mb) ANY
+PRIVATE {folder / "storage"} RW (1, 1mb) admitted
 AETable END
 """)
     command = [program, *QUIETLY, "--config", str(configuration)]

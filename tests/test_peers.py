@@ -14,7 +14,7 @@ import pytest
 import trustme
 from command import Outcome, run_main
 from conftest import each_of, require
-from peers import Peer, TlsFiles, client_context, run_dcmqrscp, run_pynetdicom, run_storescp
+from peers import Peer, TlsFiles, client_context, run_pynetdicom, run_storescp
 from pynetdicom.events import EVT_USER_ID
 from rawpeer import RawPeer
 
@@ -117,16 +117,13 @@ def test_a_wrong_called_title_is_rejected(capsys: Capsys, strict_peer: Peer) -> 
     assert run_main(capsys, strict_peer.host_port).code == 1  # the default title
 
 
-def test_the_hint_names_both_titles_where_the_peer_means_the_calling_one(
-    capsys: Capsys, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_hint_names_both_titles_where_the_peer_means_the_calling_one(capsys: Capsys, dcmqrscp: Peer) -> None:
     """dcmqrscp, which knows who is called but not who calls, says that it does not know who is called."""
-    program, folder = require("dcmqrscp", "dcmtk"), tmp_path_factory.mktemp("dcmqrscp_admitting")
-    with run_dcmqrscp(program, folder, admits="MODALITY") as peer:
-        code, result = probe_json(capsys, "-aet", "STRANGER", peer.address)
-        assert run_main(capsys, "-aet", "MODALITY", peer.address) == SUCCESS
+    address = f"PRIVATE@{dcmqrscp.host_port}"
+    assert run_main(capsys, "-aet", "MODALITY", address) == SUCCESS
+    code, result = probe_json(capsys, "-aet", "STRANGER", address)
     assert (code, result["error"]["message"]) == (1, "called AE title not recognized")
-    assert all(word in result["error"]["hint"] for word in ('"QRSCP"', '"STRANGER"', "-aet"))
+    assert all(word in result["error"]["hint"] for word in ('"PRIVATE"', '"STRANGER"', "-aet"))
 
 
 # --- User identity ---------------------------------------------------------------------------------------------------
