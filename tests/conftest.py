@@ -111,9 +111,3 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="session")
 def tls_files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return peers.write_tls_files(authority, tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="session")
-def tls_scp(authority: trustme.CA) -> Iterator[Peer]:
-    with peers.run_pynetdicom(ssl_context=peers.server_context(authority)) as peer:
-        yield peer

@@ -184,11 +184,7 @@ def run_orthanc(program: str, folder: Path) -> Iterator[Peer]:
 
 @contextlib.contextmanager
 def run_pynetdicom(
-    *,
-    ae_title: str = "PYNETDICOM",
-    check_called_title: bool = False,
-    ssl_context: ssl.SSLContext | None = None,
-    handlers: list[EventHandlerType] | None = None,
+    *, ae_title: str = "PYNETDICOM", check_called_title: bool = False, handlers: list[EventHandlerType] | None = None
 ) -> Iterator[Peer]:
     """pynetdicom's Verification SCP, in threads of this process."""
     # pynetdicom (3.0.4) drops a socket without closing it when the other side has reset it, as it may after an A-ABORT:
@@ -204,7 +200,7 @@ def run_pynetdicom(
     ae.add_supported_context(Verification)
     ae.require_called_aet = check_called_title
     every = [(evt.EVT_CONN_OPEN, remember), *(handlers or [])]
-    server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=ssl_context, evt_handlers=every)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=every)
     assert server is not None
     try:
         yield Peer("127.0.0.1", server.server_address[1], ae_title)
@@ -219,25 +215,6 @@ def run_pynetdicom(
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
-
-
-class BoundedContext(ssl.SSLContext):
-    """A TLS context whose handshakes end.
-
-    pynetdicom does them in the thread that accepts connections, without a time limit: a client that connects and says
-    nothing would keep the server from stopping.
-    """
-
-    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        sock.settimeout(2)
-        return super().wrap_socket(sock, *args, **kwargs)
-
-
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    """A TLS server's context, its certificate good for localhost, 127.0.0.1 and ::1."""
-    context = BoundedContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
-    return context
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 from command import Outcome, run_main
-from conftest import each_of, require
+from conftest import require
 from peers import Peer, TlsFiles, client_context, run_pynetdicom, run_storescp
 from pynetdicom.events import EVT_USER_ID
 from rawpeer import RawPeer
@@ -180,18 +180,15 @@ def storescp_tls(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
         yield peer
 
 
-tls_peer = each_of("tls_scp", "storescp_tls")  # those that ask for no certificate
-
-
-def test_tls(capsys: Capsys, tls_peer: Peer, tls_files: TlsFiles) -> None:
-    result = echo.probe(tls_peer.address, tls=client_context(tls_files))
+def test_tls(capsys: Capsys, storescp_tls: Peer, tls_files: TlsFiles) -> None:
+    result = echo.probe(storescp_tls.address, tls=client_context(tls_files))
     assert (result.ok, list(result.timings)) == (True, list(Phase))
     options = ["--tls", "--cacert", tls_files.authority]
-    assert run_main(capsys, *options, f"{tls_peer.ae_title}@localhost:{tls_peer.port}") == SUCCESS
-    assert run_main(capsys, "--tls", tls_peer.address).out.startswith("❌ TLS failed: certificate not trusted\n")
+    assert run_main(capsys, *options, f"{storescp_tls.ae_title}@localhost:{storescp_tls.port}") == SUCCESS
+    assert run_main(capsys, "--tls", storescp_tls.address).out.startswith("❌ TLS failed: certificate not trusted\n")
     for reuse in ([], ["--reuse"]):
-        assert "3 sent, 3 succeeded" in run_main(capsys, *options, "-c", 3, "-i", 0, *reuse, tls_peer.address).out
-    code, _, err = run_main(capsys, "-d", *options, tls_peer.address)
+        assert "3 sent, 3 succeeded" in run_main(capsys, *options, "-c", 3, "-i", 0, *reuse, storescp_tls.address).out
+    code, _, err = run_main(capsys, "-d", *options, storescp_tls.address)
     assert (code, err.count(" A-ASSOCIATE-RQ, "), err.count(" A-RELEASE-RP, ")) == (0, 1, 1)  # plain PDUs
 
 
@@ -205,8 +202,8 @@ def test_tls_on_a_plain_port(capsys: Capsys, real_peer: Peer) -> None:
     assert "[Errno" not in out
 
 
-def test_a_plain_echo_on_a_tls_port(capsys: Capsys, tls_peer: Peer) -> None:
+def test_a_plain_echo_on_a_tls_port(capsys: Capsys, storescp_tls: Peer) -> None:
     """The peer closes, resets or sends a TLS alert: each is answered with the same advice."""
-    code, out, err = run_main(capsys, tls_peer.address)
+    code, out, err = run_main(capsys, storescp_tls.address)
     assert (code in (1, 3), err) == (True, "")
     assert "try --tls" in out

@@ -20,14 +20,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rawpeer
 from canned import Canned, run_canned
+from certificates import issue, server_context
 from command import environment, run_process
 from leaks import no_more_files, nothing_left_behind
-from peers import Peer
 from rawpeer import Close, Endpoint, RawPeer, Script, closed_port, full_listener, script
 
 import dicom_echo as echo
@@ -265,22 +266,23 @@ def test_a_result_for_each_address(canned: Canned) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_closing_early_ends_all_at_once_and_leaves_nothing(canned: Canned, tls_scp: Peer, tls: bool) -> None:
+def test_closing_early_ends_all_at_once_and_leaves_nothing(canned: Canned, tmp_path: Path, tls: bool) -> None:
     """Those that wait for a connection, for the other side of TLS, and for an answer."""
     context = ssl.create_default_context() if tls else None
     if context:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    good = tls_scp.address if context else canned.live[0].address
-    echo.probe(good, tls=context)
-    with full_listener() as full, nothing_left_behind(patience=20 if tls else 0):
-        results = echo.probe_many([full.address, *addresses(canned.silent), good], timeout=60, tls=context)
-        assert next(results).ok
-        assert len(workers()) == 1
-        begun = time.monotonic()
-        results.close()
-        assert workers() == []
-        assert time.monotonic() - begun < 20
-        assert list(results) == []
+    with RawPeer(ssl_context=server_context(tmp_path, issue("pacs"))) as over_tls, full_listener() as full:
+        good = over_tls.address if tls else canned.live[0].address
+        echo.probe(good, tls=context)
+        with nothing_left_behind(patience=20 if tls else 0):
+            results = echo.probe_many([full.address, *addresses(canned.silent), good], timeout=60, tls=context)
+            assert next(results).ok
+            assert len(workers()) == 1
+            begun = time.monotonic()
+            results.close()
+            assert workers() == []
+            assert time.monotonic() - begun < 20
+            assert list(results) == []
 
 
 def test_echoes_do_not_wait_for_who_reads_their_results() -> None:
