@@ -403,6 +403,12 @@ def test_every_pdu_is_logged_for_debugging_and_nothing_otherwise(
     with caplog.at_level(logging.DEBUG, logger="dicom_echo"):
         echo.send(peer.address, message_id=1)
     assert [(record.name, record.levelno) for record in caplog.records] == [("dicom_echo", logging.DEBUG)] * 6
+    heads = [record.getMessage().partition("\n")[0] for record in caplog.records]
+    assert [re.sub(r"^\S+ \S+ |\d+ bytes, ", "", head) for head in heads] == [
+        f"sent A-ASSOCIATE-RQ, to {peer.address}", f"received A-ASSOCIATE-AC, from {peer.address}",
+        f"sent P-DATA-TF, to {peer.address}", f"received P-DATA-TF, from {peer.address}",
+        f"sent A-RELEASE-RQ, to {peer.address}", f"received A-RELEASE-RP, from {peer.address}",
+    ]  # fmt: skip
 
 
 def test_logging_is_not_timed(peer: RawPeer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
