@@ -64,10 +64,9 @@ def refusing() -> Iterator[Endpoint]:
 # --- Real peers ------------------------------------------------------------------------------------------------------
 
 
-Run = Callable[..., AbstractContextManager[Peer]]
-
-
-def server(run: Run, program: str = "", package: str = "", **options: Any) -> Any:
+def server(
+    run: Callable[..., AbstractContextManager[Peer]], program: str = "", package: str = "", **options: Any
+) -> Any:
     """A fixture for the whole session that runs a peer, with its program in a folder of its own if it has one."""
 
     @pytest.fixture(scope="session")

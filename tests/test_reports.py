@@ -47,13 +47,12 @@ def made(
     error: echo.EchoError | None = None,
     phase: Phase = Phase.release,
     address: str = "pacs.example",
-    identity: echo.Identity | None = None,
     slower: float = 1.0,
     **changes: Any,
 ) -> _Echoed:
     """What a campaign of one echo tells, with the phases up to the given one; its hint comes from the module."""
     tls: Any = type("Context", (), {"wrap_socket": None})() if changes.get("tls") or phase == Phase.tls else None
-    request = _Request(address, "ANY-SCP", "ECHOSCU", tls=tls, identity=identity)
+    request = _Request(address, "ANY-SCP", "ECHOSCU", tls=tls)
     story = echo._Echo(request, 1, 10.0)
     if phase not in (Phase.resolve, Phase.connect):
         story.wire.local = "192.0.2.9:51514"
@@ -85,8 +84,7 @@ RESULTS = {  # one of each kind, by what it is about; errors are the module's ow
     "success over TLS, not verified, with a user": made(
         address="[2001:db8::7]", tls=echo.TLSInfo("TLSv1.2", "ECDHE-RSA-AES128-GCM-SHA256", None, False),
         remote="[2001:db8::7]:2762", local="[2001:db8::9]:51514",
-        peer=PEER._replace(max_pdu=0, transfer_syntax="1.2.3.4", user_identity="accepted"),
-        identity=echo.Identity(user="root", password="hush")),
+        peer=PEER._replace(max_pdu=0, transfer_syntax="1.2.3.4", user_identity="accepted")),
     "success after an address that did not answer": made(
         notes=("tried first: 192.0.2.6:104, no answer within 5 s, 5000 ms",)),
     "success of a rude peer": made(
