@@ -1,6 +1,8 @@
-"""The benchmark: `nox -s bench`. Prints tables of medians, and asserts nothing.
+"""The benchmark: `nox -s bench`. Prints tables of medians, measured by turns in one run, and asserts nothing.
 
-python tests/bench.py [times] [live] [silent] [single]      # some of them; all without a name
+    python tests/bench.py [times] [live] [silent] [single]      # some of them; all without a name
+
+DICOM_ECHO_OTHER may name folders (apart by `:`) that hold another dicom_echo.py each, to compare with.
 """
 
 from __future__ import annotations
@@ -14,21 +16,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from canned import run_canned
-from command import environment
 from peers import find_program, run_storescp
 from rawpeer import Endpoint
 
+HERE = Path(__file__).resolve().parent.parent
+OTHERS = filter(None, os.environ.get("DICOM_ECHO_OTHER", "").split(":"))
+FOLDERS = {"here": HERE, **{other: Path(other) for other in OTHERS}}
 RUNS = 5
-ENVIRONMENT = environment(PYTHONDONTWRITEBYTECODE="")  # Python starts as it does for users
 
 # Runs the command as `python -m dicom_echo` does, and says on standard error how much memory it took.
 MEASURED = """\
 import re, sys
 import dicom_echo
 try:
-    dicom_echo._command()
+    getattr(dicom_echo, "_command", dicom_echo.main)()
 finally:  # not from getrusage: there, a process starts with the peak of the one that started it
     with open("/proc/self/status") as status:
         print(int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1]) / 1024, file=sys.stderr)
@@ -48,19 +52,18 @@ for result in dicom_echo.probe_many(addresses, jobs=int(jobs)):
 SENDER = """\
 import sys, time
 import dicom_echo
-def send():
-    assert dicom_echo.send(sys.argv[1]) == 0
-{instead}
-send()
+address = sys.argv[1]
+dicom_echo.send(address)
 for _ in sys.stdin:
     begun = time.perf_counter()
-    send()
+    assert dicom_echo.send(address) == 0
     print(time.perf_counter() - begun, flush=True)
 """
 
 # The least that an echo can cost: the same bytes each time, over a bare socket.
-BARE = """\
-import socket
+BARE_SENDER = """\
+import socket, sys, time
+import dicom_echo
 host, _, port = sys.argv[1].rpartition("@")[2].rpartition(":")
 echo = dicom_echo._Dialogue(dicom_echo._Request(sys.argv[1], "ANY-SCP", "ECHOSCU"))
 canned = [echo.associate(), echo.echo(1), echo.release()]
@@ -74,7 +77,39 @@ def send():
                 if hasattr(socket, "TCP_QUICKACK"):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 data += sock.recv(65536)
+send()
+for _ in sys.stdin:
+    begun = time.perf_counter()
+    send()
+    print(time.perf_counter() - begun, flush=True)
 """
+
+
+class Run(NamedTuple):
+    """What a run of the command took: seconds from the start of Python to its end, and MB at the most."""
+
+    seconds: float
+    memory: float
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """One in which Python finds the module of this folder, and starts as it does for users."""
+    swaying = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+    return {name: os.environ[name] for name in os.environ.keys() - swaying} | {"PYTHONPATH": str(folder)}
+
+
+def run(folder: Path, *arguments: object) -> Run:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment(folder), check=False)
+    return Run(time.perf_counter() - begun, float(done.stderr.splitlines()[-1]))
+
+
+def write_targets(folder: Path, endpoints: Iterable[Endpoint]) -> Path:
+    file = folder / "targets.txt"
+    file.write_text("".join(f"{endpoint.host_port}\n" for endpoint in endpoints))
+    return file
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -85,73 +120,89 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     sys.stdout.flush()
 
 
+# --- The measurements ------------------------------------------------------------------------------------------------
+
+
 def bench_times(_folder: Path, peers: int = 300, delay: float = 0.02) -> None:
     """Do peers that all take the same time get the same time reported, however many are asked at once?"""
-    rows, alone = [], (0.0, 0.0)
+    rows = []
     with run_canned(live=peers, delay=delay) as canned:
-        for jobs in (1, 32, 128):
-            command = [sys.executable, "-c", TIMES, str(jobs), *(each.address for each in canned.live)]
-            said = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
-            times = sorted(map(float, said.stdout.split()))
-            figures = statistics.median(times), times[len(times) * 95 // 100]
-            alone = figures if jobs == 1 else alone
-            cells = (cell for ms, one in zip(figures, alone) for cell in (f"{ms:.2f}", f"{ms / one:.2f}"))
-            rows.append((str(jobs), *cells))
-    head = ("jobs", "median ms", "times -j 1", "95th percentile ms", "times -j 1")
-    table(f"{peers} peers that take {delay * 1000:.0f} ms", head, rows)
+        addresses = [each.address for each in canned.live]
+        for name, folder in FOLDERS.items():
+            alone = alone_high = 0.0
+            for jobs in (1, 32, 128):
+                command = [sys.executable, "-c", TIMES, str(jobs), *addresses]
+                said = subprocess.run(
+                    command, capture_output=True, text=True, cwd=folder, env=environment(folder), check=True
+                )
+                times = sorted(map(float, said.stdout.split()))
+                middle, high = statistics.median(times), times[len(times) * 95 // 100]
+                alone, alone_high = alone or middle, alone_high or high
+                cells = f"{middle:.2f}", f"{middle / alone:.2f}", f"{high:.2f}", f"{high / alone_high:.2f}"
+                rows.append((name, str(jobs), *cells))
+    table(
+        f"{peers} peers that take {delay * 1000:.0f} ms",
+        ("", "jobs", "median ms", "times -j 1", "95th percentile ms", "times -j 1"), rows,
+    )  # fmt: skip
 
 
 def bench_live(folder: Path, targets: int = 1000) -> None:
     with run_canned(live=targets) as canned:
-        run(f"{targets} live targets", folder, canned.live)
+        compare(f"{targets} live targets, the whole command", ["--targets", write_targets(folder, canned.live)])
 
 
 def bench_silent(folder: Path, targets: int = 1000) -> None:
     with run_canned(silent=targets) as canned:
-        run(f"{targets} silent targets", folder, canned.silent, "-t", "3", "-j", "1000")
+        arguments = ["-T", write_targets(folder, canned.silent), "-t", 3, "-j", 1000]
+        compare(f"{targets} silent targets, -t 3 -j 1000", arguments)
 
 
-def run(title: str, folder: Path, endpoints: Iterable[Endpoint], *options: str) -> None:
-    """Run the whole command: seconds from the start of Python to its end, and MB at the most."""
-    file = folder / "targets.txt"
-    file.write_text("".join(f"{endpoint.host_port}\n" for endpoint in endpoints))
-    seconds, memory = [], []
+def compare(title: str, arguments: Sequence[object]) -> None:
+    """Run the command by turns from each folder."""
+    runs: dict[str, list[Run]] = {name: [] for name in FOLDERS}
     for _ in range(RUNS):
-        command = [sys.executable, "-c", MEASURED, "--targets", str(file), *options]
-        begun = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-        seconds.append(time.perf_counter() - begun)
-        memory.append(float(done.stderr.splitlines()[-1]))
-    row = (f"{statistics.median(seconds):.2f}", f"{max(memory):.0f}")
-    table(" ".join((f"{title}, the whole command", *options)), (f"seconds, median of {RUNS}", "peak MB"), [row])
+        for name, folder in FOLDERS.items():
+            runs[name].append(run(folder, *arguments))
+    seconds = {name: statistics.median(each.seconds for each in those) for name, those in runs.items()}
+    memory = {name: max(each.memory for each in those) for name, those in runs.items()}
+    rows = [
+        (name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds['here']:.2f}", f"{memory[name]:.0f}") for name in runs
+    ]
+    table(f"{title}, median of {RUNS} by turns", ("", "seconds", "ratio", "peak MB"), rows)
 
 
 def bench_single(folder: Path, rounds: int = 200) -> None:
-    """One echo at a time to DCMTK's storescp, from each sender by turns."""
+    """One echo at a time to DCMTK's storescp, the contenders by turns."""
     storescp = find_program("storescp")
     if not storescp:
         print("\nstorescp is not installed: nothing to send to")
         return
-    times: dict[str, list[float]] = {"a bare socket with canned bytes": [], "send()": []}
+    contenders = {"a bare socket with canned bytes": (BARE_SENDER, HERE)}
+    contenders.update({f"send(), {name}": (SENDER, where) for name, where in FOLDERS.items()})
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     with run_storescp(storescp, folder) as peer, contextlib.ExitStack() as stack:
-        senders = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", SENDER.format(instead=instead), peer.address],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=ENVIRONMENT,
-                )
-            )
-            for instead in (BARE, "")
-        ]  # fmt: skip
+        senders = {
+            name: stack.enter_context(start_sender([sys.executable, "-c", code, peer.address], where))
+            for name, (code, where) in contenders.items()
+        }
         for _ in range(rounds):
-            for sender, taken in zip(senders, times.values()):
+            for name, sender in senders.items():
                 assert sender.stdin
                 assert sender.stdout
                 sender.stdin.write("\n")
-                taken.append(float(sender.stdout.readline()) * 1000)
-    bare, *_ = medians = [statistics.median(taken) for taken in times.values()]
-    rows = [(name, f"{ms:.2f}", f"{min(times[name]):.2f}", f"{ms / bare:.1f}") for name, ms in zip(times, medians)]
+                times[name].append(float(sender.stdout.readline()) * 1000)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    bare = next(iter(medians.values()))
+    rows = [(name, f"{medians[name]:.2f}", f"{min(times[name]):.2f}", f"{medians[name] / bare:.1f}") for name in times]
     table(f"one echo to storescp, {rounds} by turns", ("", "median ms", "best ms", "ratio"), rows)
+
+
+def start_sender(command: Sequence[str], where: Path) -> subprocess.Popen[str]:
+    """A sender in a process of its own, which ends with its standard input."""
+    folder = tempfile.gettempdir()  # Python looks for modules in its folder, and another may be here
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment(where), cwd=folder
+    )
 
 
 BENCHES: dict[str, Callable[[Path], None]] = {

@@ -163,14 +163,14 @@ AETable END
 
 @contextlib.contextmanager
 def run_orthanc(program: str, folder: Path) -> Iterator[Peer]:
-    """Orthanc without plugins and without its web server; it refuses any called AE title but its own."""
+    """Orthanc alone; it refuses any called AE title but its own, and ends an association that is idle for a second."""
 
     def command(port: int) -> list[str]:
         configuration = folder / "orthanc.json"
         settings = {
             "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"), "Plugins": [],
             "HttpServerEnabled": False, "DicomAet": "ORTHANC", "DicomPort": port, "DicomAlwaysAllowEcho": True,
-            "DicomCheckCalledAet": True,
+            "DicomCheckCalledAet": True, "DicomScpTimeout": 1,
         }  # fmt: skip
         configuration.write_text(json.dumps(settings))
         return [program, "--verbose", str(configuration)]

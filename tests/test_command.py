@@ -612,6 +612,23 @@ def test_in_a_subinterpreter(tmp_path: Path, peer: RawPeer) -> None:
     assert (tmp_path / "codes").read_text() == "0 3\n"
 
 
+WITHOUT_THREADS = """
+import sys, threading, dicom_echo
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.exit(dicom_echo.main(sys.argv[1:]))
+"""
+
+
+def test_where_no_thread_can_be_started(peer: RawPeer) -> None:
+    named = peer.address.replace("127.0.0.1", "localhost")
+    hosts = [named, REFUSED, peer.address]
+    outcome = run_process([sys.executable, "-c", WITHOUT_THREADS, "-4", "--format", "json", *hosts, "-c2", "-i0"])
+    assert (outcome.code, outcome.err, outcome.out.count('"type": "echo"')) == (3, "", 6)
+    assert outcome.out.count('"ok": true') == 4
+
+
 def test_whatever_escapes_is_one_line(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug | of\nours")

@@ -74,6 +74,13 @@ def test_the_command(capsys: Capsys, real_peer: Peer) -> None:
     assert "3 sent, 3 succeeded" in run_main(capsys, "-c", 3, "-i", 0, "--reuse", real_peer.address).out
 
 
+def test_orthanc_that_ends_idle_associations(capsys: Capsys, orthanc: Peer) -> None:
+    code, out, err = run_main(capsys, "-c", 2, "-i", 2.5, "--reuse", orthanc.address)
+    assert (code, err) == (0, "")
+    note = r"   note      the peer ended the association within 2\.\d s after the last echo \(.+\); opened a new one"
+    assert re.search(rf"^seq=1 .*\nseq=2 .*\n{note}\n(.*\n)*2 sent, 2 succeeded, 0% loss", out, re.MULTILINE)
+
+
 def test_ipv6(capsys: Capsys, ipv6: str) -> None:
     """To a raw peer: DCMTK does not serve it, nor does pynetdicom for Python 3.9."""
     with RawPeer(host=ipv6) as peer:
