@@ -23,6 +23,13 @@ PEER = dicom_echo.Peer(rawpeer.IMPLEMENTATION_CLASS_UID, rawpeer.VERSION_NAME, 1
 
 RSP = rawpeer.echo_rsp_command(1)
 COMMENTED = rawpeer.echo_rsp_command(1, 0x0122, error_comment="no such class")
+
+
+def p_datas(pdvs: Iterable[tuple[int, int, bytes]]) -> bytes:
+    """A PDU for each PDV."""
+    return b"".join(p_data([pdv]) for pdv in pdvs)
+
+
 GOOD_STREAMS = [
     rawpeer.GOOD_STREAM,
     associate_ac([(1, 3, None)]),
@@ -32,7 +39,7 @@ GOOD_STREAMS = [
     associate_ac(extra_user_items=item(0x53, b"\0\1\0\1") + item(0x59, b"\0\0"))
     + p_data(fragments(RSP, 20))
     + rawpeer.abort(2, 2),
-    GOOD_ACCEPT + b"".join(p_data([pdv]) for pdv in fragments(RSP, 7)) + rawpeer.GOOD_RELEASE,
+    GOOD_ACCEPT + p_datas(fragments(RSP, 7)) + rawpeer.GOOD_RELEASE,
     rawpeer.associate_rj(1, 1, 7),
     rawpeer.abort(0, 0),
 ]
