@@ -9,15 +9,16 @@ import errno
 import functools
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Union
 
 import pytest
 import rawpeer
-from command import run_main
 from rawpeer import (
     A_ABORT,
     A_ASSOCIATE_RQ,
+    A_RELEASE_RP,
     A_RELEASE_RQ,
     COMMAND,
     GOOD_ACCEPT,
@@ -43,21 +44,14 @@ from rawpeer import (
 import dicom_echo as echo
 from dicom_echo import Phase
 
-Capsys = pytest.CaptureFixture[str]
-Where = Callable[[], AbstractContextManager[Endpoint]]
+Where = Callable[[], AbstractContextManager[Union[Endpoint, RawPeer]]]
 
 LIMIT = 0.3
 PATIENCE = 20.0  # far beyond any limit here, whatever the machine has to do
 
 
-@contextmanager
-def raw(played: Script) -> Iterator[Endpoint]:
-    with RawPeer(played) as peer:
-        yield peer.endpoint
-
-
 def of(*steps: Step) -> Where:
-    return functools.partial(raw, steps)
+    return functools.partial(RawPeer, steps)
 
 
 def accepting(answer: Answer) -> Where:
@@ -87,8 +81,8 @@ UNASKED_RELEASE = (Expect(A_ASSOCIATE_RQ), Send(GOOD_ACCEPT), Expect(P_DATA_TF),
 TLS_RECORD = b"\x16\x03\x03\x40\x00" + bytes(0x4000)
 
 connect, tls, associate, answer = Phase.connect, Phase.tls, Phase.associate, Phase.echo
-late = {"timeout": LIMIT}
-ROWS: dict[str, tuple[Where, str, Phase, str, object]] = {
+late: dict[str, object] = {"timeout": LIMIT}
+ROWS: dict[str, tuple[Where, str, Phase, str, dict[str, object]]] = {
     "refuses": (rawpeer.closed_port, "unreachable", connect, "connection refused", {"errno": errno.ECONNREFUSED}),
     "closes while associating": (accepting(Close()), "lost", associate, CLOSED, {}),
     "resets while associating": (accepting(Reset()), "lost", associate, RESET, {}),
@@ -166,15 +160,36 @@ ROWS: dict[str, tuple[Where, str, Phase, str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "kind", "phase", "message", "facts"), ROWS.values(), ids=ROWS)
-def test_a_peer_that(where: Where, kind: str, phase: Phase, message: str, facts: dict[str, object]) -> None:
+# What the client has sent in the end to a peer of those above that listens on.
+SENT = {
+    "rejects": [A_ASSOCIATE_RQ],
+    "aborts while associating": [A_ASSOCIATE_RQ],
+    "aborts while echoing": [A_ASSOCIATE_RQ, P_DATA_TF],
+    "does not support Verification": [A_ASSOCIATE_RQ, A_ABORT],
+    "names no context": [A_ASSOCIATE_RQ, A_ABORT],
+    "speaks another protocol": [A_ASSOCIATE_RQ, A_ABORT],
+    "stops in the acceptance": [A_ASSOCIATE_RQ, A_ABORT],
+    "silent while echoing": [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT],
+    "answers another message": [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT],
+    "asks for the release instead": [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RP],
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_peer_that(case: str) -> None:
+    where, kind, phase, message, facts = ROWS[case]
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     limit = LIMIT if kind == "timeout" else PATIENCE
     begun = time.monotonic()
-    with where() as endpoint:
-        result = echo.probe(endpoint.address, message_id=1, timeout=limit, tls=context if phase == tls else None)
-    assert time.monotonic() - begun < PATIENCE
+    with where() as peer:
+        result = echo.probe(peer.address, message_id=1, timeout=limit, tls=context if phase == tls else None)
+        took = time.monotonic() - begun
+        if isinstance(peer, RawPeer) and case in SENT:
+            conversation = peer.conversation()
+            assert conversation.types == SENT[case]
+            assert A_ABORT not in SENT[case] or conversation.raw.endswith(rawpeer.abort(0, 0))
+    assert took < PATIENCE
     error = result.error
     assert error
     assert (error.kind, error.phase, str(error), error.facts) == (kind, phase, message, facts)
@@ -198,66 +213,56 @@ def test_the_limit_is_for_the_whole_echo_not_for_each_phase() -> None:
     assert result.timings[Phase.echo] < 0.35
 
 
-@pytest.mark.parametrize(
-    ("accept", "answer", "noted"), [(1.2, 0, True), (0.1, 0, False), (1.1, 0.3, False), (0, 1.1, False)]
-)
-def test_a_slow_association_alone_has_a_likely_reason(accept: float, answer: float, noted: bool) -> None:
-    steps = (Pause(answer), Send(GOOD_ECHO), Expect(A_RELEASE_RQ), Send(GOOD_RELEASE))
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Pause(accept), Send(GOOD_ACCEPT), Expect(P_DATA_TF), *steps)) as peer:
-        result = echo.probe(peer.address, message_id=1)
-    assert result.ok
-    assert result.timings[Phase.associate] >= accept * 0.95
+def test_a_slow_association_alone_has_a_likely_reason() -> None:
     note = "only the association was slow: the peer may be doing a reverse DNS lookup of this host"
-    assert result.notes == ((note,) if noted else ())
+    for accept, answer, notes in ((1.2, 0.0, (note,)), (1.1, 0.3, ())):
+        first = Expect(A_ASSOCIATE_RQ), Pause(accept), Send(GOOD_ACCEPT)
+        with RawPeer((*first, Expect(P_DATA_TF), Pause(answer), Send(GOOD_ECHO))) as peer:
+            result = echo.probe(peer.address, message_id=1, abort=True)
+        assert (result.ok, result.notes) == (True, notes)
+        assert result.timings[Phase.associate] >= accept * 0.95
 
 
-# --- What is no trouble ----------------------------------------------------------------------------------------------
-
-
-SLOWLY = [Send(data, chunk=1, delay=0.0005) for data in (GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE)]
-NO_TROUBLE: dict[str, Script] = {
-    "byte by byte": script(*SLOWLY),
-    "all at once": (Expect(A_ASSOCIATE_RQ), Send(rawpeer.GOOD_STREAM)),
-    "both ask for the release": script(release=rawpeer.release_rq()),
-    "late data": script(release=GOOD_ECHO + GOOD_RELEASE),
-    "both ask, then the answer": script(release=rawpeer.release_rq() + GOOD_RELEASE),
-}
-
-
-@pytest.mark.parametrize("played", NO_TROUBLE.values(), ids=NO_TROUBLE)
-def test_neither_pieces_nor_what_crosses_our_release_matter(played: Script) -> None:
-    with RawPeer(played) as peer:
-        result = echo.probe(peer.address, message_id=1)
-    assert (result.error, result.status, result.ok, result.notes) == (None, 0, True, ())
-
-
-# --- After the answer ------------------------------------------------------------------------------------------------
+# --- What does not matter, and what matters little -------------------------------------------------------------------
 
 WHILE_RELEASING = "after the answer, while releasing: "
 NO_RELEASE = "timed out: no answer within 1 s"
-RELEASES: dict[str, tuple[Answer, str]] = {
-    "silent": (None, NO_RELEASE),
-    "stops": (GOOD_RELEASE[:-1], NO_RELEASE),
-    "drips": (Drip(p_data([(1, 1, bytes(9999))])), NO_RELEASE),
-    "floods with data": (Drip(p_data([(1, 1, b"x")]), 0), NO_RELEASE),
-    "closes": (Close(), f"connection lost: {CLOSED}"),
-    "resets": (Reset(), f"connection lost: {RESET}"),
-    "aborts": (rawpeer.abort(0, 0), "aborted: no reason given"),
-    "aborts with a reason": (rawpeer.abort(2, 2), "aborted: unexpected PDU"),
-    "junk": (b"\r\n\r\nHELLO", "protocol error: the answer is not DICOM"),
-    "another acceptance": (GOOD_ACCEPT, "protocol error: received A-ASSOCIATE-AC, expected A-RELEASE-RP"),
+SUCCESSES: dict[str, tuple[Script, str]] = {
+    "good": (script(), ""),
+    "byte by byte": (script(*(Send(data, 1, 0.0005) for data in (GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE))), ""),
+    "all at once": ((Expect(A_ASSOCIATE_RQ), Send(rawpeer.GOOD_STREAM)), ""),
+    "both ask for the release": (script(release=rawpeer.release_rq()), ""),
+    "late data": (script(release=GOOD_ECHO + GOOD_RELEASE), ""),
+    "both ask, then the answer": (script(release=rawpeer.release_rq() + GOOD_RELEASE), ""),
+    "silent": (script(release=None), NO_RELEASE),
+    "stops": (script(release=GOOD_RELEASE[:-1]), NO_RELEASE),
+    "drips": (script(release=Drip(p_data([(1, 1, bytes(9999))]))), NO_RELEASE),
+    "floods with data": (script(release=Drip(p_data([(1, 1, b"x")]), 0)), NO_RELEASE),
+    "closes": (script(release=Close()), f"connection lost: {CLOSED}"),
+    "resets": (script(release=Reset()), f"connection lost: {RESET}"),
+    "aborts": (script(release=rawpeer.abort(0, 0)), "aborted: no reason given"),
+    "aborts with a reason": (script(release=rawpeer.abort(2, 2)), "aborted: unexpected PDU"),
+    "junk": (script(release=b"\r\n\r\nHELLO"), "protocol error: the answer is not DICOM"),
+    "another acceptance": (
+        script(release=GOOD_ACCEPT), "protocol error: received A-ASSOCIATE-AC, expected A-RELEASE-RP"),
     "4 GB": (
-        rawpeer.pdu(6, b"", 0xFFFFFFFF), "protocol error: A-RELEASE-RP with an impossible length of 4294967295 bytes"),
+        script(release=rawpeer.pdu(6, b"", 0xFFFFFFFF)),
+        "protocol error: A-RELEASE-RP with an impossible length of 4294967295 bytes"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("release", "note"), RELEASES.values(), ids=RELEASES)
-def test_trouble_after_success_is_a_note_and_costs_a_second_at_most(release: Answer, note: str) -> None:
-    with raw(script(release=release)) as endpoint:
-        result = echo.probe(endpoint.address, message_id=1, timeout=PATIENCE)
-    assert (result.ok, result.kind, result.error, result.notes) == (True, "ok", None, (WHILE_RELEASING + note,))
+@pytest.mark.parametrize("case", SUCCESSES)
+def test_success_whatever_comes_with_it_or_after_it(case: str) -> None:
+    """Trouble while releasing is a note, and costs a second at most."""
+    played, note = SUCCESSES[case]
+    with RawPeer(played) as peer:
+        result = echo.probe(peer.address, message_id=1, timeout=PATIENCE)
+        assert note or peer.conversation().types == [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+    assert (result.ok, result.kind, result.status, result.error) == (True, "ok", 0, None)
+    assert result.notes == ((WHILE_RELEASING + note,) if note else ())
     assert list(result.timings)[-1] == Phase.release
-    assert result.total == sum(seconds for phase, seconds in result.timings.items() if phase != Phase.release)
+    counted = [seconds for phase, seconds in result.timings.items() if not (note and phase == Phase.release)]
+    assert result.total == sum(counted)
     assert result.timings[Phase.release] < PATIENCE / 2
 
 
@@ -268,48 +273,17 @@ def test_the_release_is_not_waited_for_beyond_the_limit() -> None:
     assert result.notes[0].startswith(f"{WHILE_RELEASING}timed out: no answer within 0.")
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "headline"), [(0, 0, "✅ Success"), (0x210, 1, "❌ Failed: status 0210H, duplicate invocation")]
-)
-def test_trouble_after_the_answer_hides_no_status(capsys: Capsys, status: int, code: int, headline: str) -> None:
-    with raw(script(echo=rawpeer.echo_rsp(1, status), release=Reset())) as endpoint:
-        shown = run_main(capsys, "-v", endpoint.address)
-    assert (shown.code, shown.out.splitlines()[0], shown.err) == (code, headline, "")
-    assert f" note {WHILE_RELEASING}connection lost: {RESET}" in " ".join(shown.out.split())
+def test_trouble_after_the_answer_hides_no_status() -> None:
+    with RawPeer(script(echo=rawpeer.echo_rsp(1, 0x210), release=Reset())) as peer:
+        result = echo.probe(peer.address, message_id=1)
+        assert peer.conversation().types == [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+    assert (result.status, result.kind, result.error) == (0x210, "status", None)
+    assert result.notes == (f"{WHILE_RELEASING}connection lost: {RESET}",)
 
 
-# --- How we leave ----------------------------------------------------------------------------------------------------
-
-RQ, DATA, RELEASE = A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ
-LEAVING: dict[str, tuple[Script, list[int]]] = {
-    "success releases": (script(), [RQ, DATA, RELEASE]),
-    "a failing status releases": (script(echo=rawpeer.echo_rsp(1, 0x0122)), [RQ, DATA, RELEASE]),
-    "rejected: nothing": (script(accept=rawpeer.associate_rj(1, 1, 7)), [RQ]),
-    "aborted: nothing": (script(accept=rawpeer.abort()), [RQ]),
-    "aborted in the echo: nothing": (script(echo=rawpeer.abort()), [RQ, DATA]),
-    "not supported aborts": (script(accept=rawpeer.associate_ac([(1, 4, None)])), [RQ, A_ABORT]),
-    "no context aborts": (script(accept=rawpeer.associate_ac([])), [RQ, A_ABORT]),
-    "nonsense aborts": (script(accept=rawpeer.release_rq()), [RQ, A_ABORT]),
-    "silence aborts": (script(accept=None), [RQ, A_ABORT]),
-    "silence in the echo aborts": (script(echo=None), [RQ, DATA, A_ABORT]),
-    "a wrong answer aborts": (script(echo=rawpeer.echo_rsp(2)), [RQ, DATA, A_ABORT]),
-    "their release is answered": (UNASKED_RELEASE, [RQ, DATA, rawpeer.A_RELEASE_RP]),
-}
-
-
-@pytest.mark.parametrize(("played", "sent"), LEAVING.values(), ids=LEAVING)
-def test_how_we_leave_an_association(played: Script, sent: list[int]) -> None:
-    with RawPeer(played) as peer:
-        echo.probe(peer.address, message_id=1, timeout=0.5)
-        conversation = peer.conversation()
-    assert conversation.types == sent
-    assert sent[-1] != A_ABORT or bytes(conversation.raw).endswith(rawpeer.abort(0, 0))
-
-
-def test_an_abort_instead_of_a_release_is_not_waited_for(capsys: Capsys) -> None:
+def test_an_abort_instead_of_a_release_is_not_waited_for() -> None:
     with RawPeer(script()[:4]) as peer:
-        assert run_main(capsys, "--abort", peer.address, "-id", 1) == (0, "✅ Success\n", "")
         result = echo.probe(peer.address, message_id=1, abort=True)
-        sent = [bytes(peer.conversation(number).raw)[-10:] for number in (0, 1)]
-    assert (result.ok, result.notes, sent) == (True, (), [rawpeer.abort(0, 0)] * 2)
+        assert peer.conversation().raw.endswith(rawpeer.abort(0, 0))
+    assert (result.ok, result.notes) == (True, ())
     assert result.timings[Phase.release] < 0.9
