@@ -10,17 +10,15 @@ The process ends when its standard input does, so none is left behind by a test 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import heapq
 import json
-import selectors
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import rawpeer
 from rawpeer import Endpoint
@@ -65,72 +63,39 @@ def answer(received: rawpeer.ReceivedPdu) -> bytes:
     return rawpeer.GOOD_RELEASE if received.type == rawpeer.A_RELEASE_RQ else b""
 
 
-class Server:
-    """One loop over all listeners and connections."""
+class Peer(asyncio.Protocol):
+    """One connection to a port that answers."""
 
     def __init__(self, delay: float) -> None:
-        self._delay = delay
-        self._due: list[tuple[float, int, socket.socket]] = []  # acceptances, a heap
-        self._selector = selectors.DefaultSelector()
-        self._silent: list[socket.socket] = []  # kept open
+        self._delay, self._pending = delay, b""
 
-    def listen(self, live: bool) -> int:
-        """Open a port; the kernel completes the connections to a silent one, and nobody ever takes them."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        if live:
-            listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ)
-        else:
-            self._silent.append(listener)
-        port: int = listener.getsockname()[1]
-        return port
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
 
-    def serve(self) -> None:
-        """Serve for ever."""
-        while True:
-            pause = max(0.0, self._due[0][0] - time.perf_counter()) if self._due else None
-            for key, _ in self._selector.select(pause):
-                assert isinstance(key.fileobj, socket.socket)
-                with contextlib.suppress(BlockingIOError):
-                    if key.data is None:
-                        connection, _ = key.fileobj.accept()
-                        connection.setblocking(False)
-                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        self._selector.register(connection, selectors.EVENT_READ, bytearray())
-                    else:
-                        self._receive(key.fileobj, key.data)
-            while self._due and self._due[0][0] <= time.perf_counter():
-                with contextlib.suppress(OSError):
-                    heapq.heappop(self._due)[2].sendall(rawpeer.GOOD_ACCEPT)
-
-    def _receive(self, connection: socket.socket, pending: bytearray) -> None:
-        try:
-            data = connection.recv(1 << 16)
-            pdus, pending[:] = rawpeer.split_pdus(bytes(pending) + data)
-            if self._delay and pdus and pdus[0].type == rawpeer.A_ASSOCIATE_RQ:
-                heapq.heappush(self._due, (time.perf_counter() + self._delay, connection.fileno(), connection))
+    def data_received(self, data: bytes) -> None:
+        pdus, self._pending = rawpeer.split_pdus(self._pending + data)
+        for pdu in pdus:
+            if self._delay and pdu.type == rawpeer.A_ASSOCIATE_RQ:
+                asyncio.get_running_loop().call_later(self._delay, self._transport.write, answer(pdu))
             else:
-                connection.sendall(b"".join(map(answer, pdus)))
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._selector.unregister(connection)
-            connection.close()
+                self._transport.write(answer(pdu))
 
 
-def main() -> None:
+async def serve(live: int, silent: int, delay: float) -> None:
     """Print the ports as JSON, then serve until standard input ends."""
-    live, silent = map(int, sys.argv[1:3])
+    loop = asyncio.get_running_loop()
+    # The kernel completes the connections to a silent one, and nobody ever takes them.
+    listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(live + silent)]
+    for listener in listeners[:live]:
+        await loop.create_server(lambda: Peer(delay), sock=listener)
+    print(json.dumps([listener.getsockname()[1] for listener in listeners]), flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
     with contextlib.suppress(ImportError):  # as many open files as the system allows
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    server = Server(float(sys.argv[3]))
-    print(json.dumps([server.listen(number < live) for number in range(live + silent)]), flush=True)
-    threading.Thread(target=server.serve, daemon=True).start()
-    sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
