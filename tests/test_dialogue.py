@@ -16,18 +16,7 @@ from fuzz import PEER, RSP, Failure, Heard, p_datas
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom import config
-from rawpeer import (
-    COMMAND,
-    GOOD_ACCEPT,
-    GOOD_ECHO,
-    LAST,
-    Pdv,
-    associate_ac,
-    command_pdu,
-    echo_rsp_command,
-    fragments,
-    item,
-)
+from rawpeer import COMMAND, GOOD_ACCEPT, GOOD_ECHO, Pdv, associate_ac, command_pdu, echo_rsp_command, fragments, item
 from rawpeer import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
 from rawpeer import IMPLICIT_VR_LITTLE_ENDIAN as IMPLICIT
 
@@ -196,7 +185,7 @@ PIECES = {
     "a PDV for each byte": rawpeer.p_data(fragments(FAILING, 1)),
     "a PDU for each byte": p_datas(fragments(FAILING, 1)),
     "an empty fragment first": p_datas([Pdv(1, COMMAND, b"")]) + command_pdu(FAILING),
-    "an empty fragment last": p_datas([Pdv(1, COMMAND, FAILING), Pdv(1, COMMAND | LAST, b"")]),
+    "an empty fragment last": p_datas([Pdv(1, COMMAND, FAILING), Pdv(1, COMMAND | rawpeer.LAST, b"")]),
     "twice": command_pdu(FAILING) * 2,
     "reserved bits in the message control header": rawpeer.p_data([(1, 0xFF, FAILING)]),
 }
@@ -352,7 +341,10 @@ def test_what_is_odd_but_decides_nothing_is_a_note(monkeypatch: pytest.MonkeyPat
 def test_a_data_set_that_was_announced_does_not_disturb_the_next_echo() -> None:
     """With --reuse it comes before the next answer."""
     announced = command_pdu(echo_rsp_command(replace={rawpeer.DATA_SET_TYPE: b"\0\0"}))
-    data_sets = p_datas([Pdv(1, LAST, b"data")]), p_datas([Pdv(1, 0, b"data")] * 2 + [Pdv(1, LAST, b"data")])
+    data_sets = (
+        p_datas([Pdv(1, rawpeer.LAST, b"data")]),
+        p_datas([Pdv(1, 0, b"data")] * 2 + [Pdv(1, rawpeer.LAST, b"data")]),
+    )
     for data, when in itertools.product(data_sets, ("at once", "later", "never")):
         dialogue = idle(announced + (data if when == "at once" else b""))
         assert dialogue.next_event() is None

@@ -16,27 +16,16 @@ from typing import Union
 import pytest
 import rawpeer
 from rawpeer import (
-    A_ABORT,
-    A_ASSOCIATE_RQ,
-    A_RELEASE_RP,
-    A_RELEASE_RQ,
-    COMMAND,
     GOOD_ACCEPT,
     GOOD_ECHO,
     GOOD_RELEASE,
-    P_DATA_TF,
-    Answer,
     Close,
     Drip,
-    Endpoint,
     Expect,
     Pause,
     RawPeer,
-    ReceiveSome,
     Reset,
-    Script,
     Send,
-    Step,
     p_data,
     script,
 )
@@ -44,21 +33,23 @@ from rawpeer import (
 import dicom_echo as echo
 from dicom_echo import Phase
 
-Where = Callable[[], AbstractContextManager[Union[Endpoint, RawPeer]]]
+RQ, DATA, ABORT = rawpeer.A_ASSOCIATE_RQ, rawpeer.P_DATA_TF, rawpeer.A_ABORT
+RELEASE, RELEASED = rawpeer.A_RELEASE_RQ, rawpeer.A_RELEASE_RP
+Where = Callable[[], AbstractContextManager[Union[rawpeer.Endpoint, RawPeer]]]
 
 LIMIT = 0.3
 PATIENCE = 20.0  # far beyond any limit here, whatever the machine has to do
 
 
-def of(*steps: Step) -> Where:
+def of(*steps: rawpeer.Step) -> Where:
     return functools.partial(RawPeer, steps)
 
 
-def accepting(answer: Answer) -> Where:
+def accepting(answer: rawpeer.Answer) -> Where:
     return of(*script(accept=answer))
 
 
-def answering(answer: Answer) -> Where:
+def answering(answer: rawpeer.Answer) -> Where:
     return of(*script(echo=answer))
 
 
@@ -71,13 +62,14 @@ def command(**changes: object) -> Where:
 CLOSED, RESET, CUT_OFF = "closed by the peer without an answer", "reset by the peer", "the answer was cut off"
 SILENT = "no answer within 0.3 s"
 NO_CONTEXT = "the peer accepts, but does not mention presentation context 1"
+HELLO = rawpeer.ReceiveSome()
 NO_TLS, ENDED_TLS = "the peer does not speak TLS", "closed during the handshake"
 
-EMPTY_FRAGMENT = p_data([(1, COMMAND, b"")])
+EMPTY_FRAGMENT = p_data([(1, 1, b"")])
 # Types and lengths that may be due, so that the peer is never caught in nonsense: as slow as it is right.
 ENDLESS_ACCEPT = Drip(rawpeer.pdu(2, GOOD_ACCEPT[6:] + bytes(60000)))
-ENDLESS_ANSWER = Drip(p_data([(1, COMMAND, bytes(60000))]))
-UNASKED_RELEASE = (Expect(A_ASSOCIATE_RQ), Send(GOOD_ACCEPT), Expect(P_DATA_TF), Send(rawpeer.release_rq()))
+ENDLESS_ANSWER = Drip(p_data([(1, 1, bytes(60000))]))
+UNASKED_RELEASE = (Expect(RQ), Send(GOOD_ACCEPT), Expect(DATA), Send(rawpeer.release_rq()))
 TLS_RECORD = b"\x16\x03\x03\x40\x00" + bytes(0x4000)
 
 connect, tls, associate, answer = Phase.connect, Phase.tls, Phase.associate, Phase.echo
@@ -88,10 +80,10 @@ ROWS: dict[str, tuple[Where, str, Phase, str, dict[str, object]]] = {
     "resets while associating": (accepting(Reset()), "lost", associate, RESET, {}),
     "closes while echoing": (answering(Close()), "lost", answer, CLOSED, {}),
     "resets while echoing": (answering(Reset()), "lost", answer, RESET, {}),
-    "closes after three bytes": (of(Expect(1), Send(GOOD_ACCEPT[:3]), Close()), "lost", associate, CUT_OFF, {}),
-    "closes within the acceptance": (of(Expect(1), Send(GOOD_ACCEPT[:-1]), Close()), "lost", associate, CUT_OFF, {}),
+    "closes after three bytes": (of(Expect(RQ), Send(GOOD_ACCEPT[:3]), Close()), "lost", associate, CUT_OFF, {}),
+    "closes within the acceptance": (of(Expect(RQ), Send(GOOD_ACCEPT[:-1]), Close()), "lost", associate, CUT_OFF, {}),
     "closes within the answer": (
-        of(Expect(1), Send(GOOD_ACCEPT), Expect(4), Send(GOOD_ECHO[:-1]), Close()), "lost", answer, CUT_OFF, {}),
+        of(Expect(RQ), Send(GOOD_ACCEPT), Expect(DATA), Send(GOOD_ECHO[:-1]), Close()), "lost", answer, CUT_OFF, {}),
     "asks for the release instead": (
         of(*UNASKED_RELEASE), "lost", answer, "the peer released the association without an answer", {}),
     "silent while connecting": (rawpeer.full_listener, "timeout", connect, SILENT, late),
@@ -123,7 +115,7 @@ ROWS: dict[str, tuple[Where, str, Phase, str, dict[str, object]]] = {
         of(Send(b"220 mail.example.org ESMTP\r\n")), "protocol", associate, "the answer is SMTP or FTP, not DICOM",
         {"received": b"220 mail.example".hex()}),
     "three bytes of something else": (
-        of(Expect(1), Send(b"xyz"), Close()), "protocol", associate, "the answer is not DICOM",
+        of(Expect(RQ), Send(b"xyz"), Close()), "protocol", associate, "the answer is not DICOM",
         {"received": b"xyz".hex()}),
     "promises 4 GB": (
         accepting(rawpeer.pdu(2, bytes(100), 0xFFFFFFFF)), "protocol", associate,
@@ -146,32 +138,32 @@ ROWS: dict[str, tuple[Where, str, Phase, str, dict[str, object]]] = {
         "received a data set, expected the command set of the C-ECHO-RSP", {}),
     **{
         f"an endless command in fragments of {size}": (
-            answering(p_data([(1, COMMAND, bytes(size))] * some) * (70000 // (some * size) + 1)), "protocol", answer,
+            answering(p_data([(1, 1, bytes(size))] * some) * (70000 // (some * size) + 1)), "protocol", answer,
             "a command set of more than 65536 bytes", {})
         for size, some in ((1, 8), (1000, 8), (16000, 8), (33000, 1))
     },
     "floods with empty PDUs": (
         answering(Drip(p_data([]), 0)), "protocol", answer, "malformed P-DATA-TF: it contains no value", {}),
-    "does not speak TLS but DICOM": (of(ReceiveSome(), Send(GOOD_ACCEPT)), "tls", tls, NO_TLS, {}),
-    "does not speak TLS but HTTP": (of(ReceiveSome(), Send(b"HTTP/1.1 400 Bad\r\n\r\n")), "tls", tls, NO_TLS, {}),
-    "does not speak TLS but aborts": (of(ReceiveSome(), Send(rawpeer.abort())), "tls", tls, NO_TLS, {}),
-    "closes in the handshake": (of(ReceiveSome(), Close()), "tls", tls, ENDED_TLS, {}),
-    "resets in the handshake": (of(ReceiveSome(), Reset()), "tls", tls, ENDED_TLS, {}),
+    "does not speak TLS but DICOM": (of(HELLO, Send(GOOD_ACCEPT)), "tls", tls, NO_TLS, {}),
+    "does not speak TLS but HTTP": (of(HELLO, Send(b"HTTP/1.1 400 Bad\r\n\r\n")), "tls", tls, NO_TLS, {}),
+    "does not speak TLS but aborts": (of(HELLO, Send(rawpeer.abort())), "tls", tls, NO_TLS, {}),
+    "closes in the handshake": (of(HELLO, Close()), "tls", tls, ENDED_TLS, {}),
+    "resets in the handshake": (of(HELLO, Reset()), "tls", tls, ENDED_TLS, {}),
 }  # fmt: skip
 
 
 # What the client has sent in the end to a peer of those above that listens on.
 SENT = {
-    "rejects": [A_ASSOCIATE_RQ],
-    "aborts while associating": [A_ASSOCIATE_RQ],
-    "aborts while echoing": [A_ASSOCIATE_RQ, P_DATA_TF],
-    "does not support Verification": [A_ASSOCIATE_RQ, A_ABORT],
-    "names no context": [A_ASSOCIATE_RQ, A_ABORT],
-    "speaks another protocol": [A_ASSOCIATE_RQ, A_ABORT],
-    "stops in the acceptance": [A_ASSOCIATE_RQ, A_ABORT],
-    "silent while echoing": [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT],
-    "answers another message": [A_ASSOCIATE_RQ, P_DATA_TF, A_ABORT],
-    "asks for the release instead": [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RP],
+    "rejects": [RQ],
+    "aborts while associating": [RQ],
+    "aborts while echoing": [RQ, DATA],
+    "does not support Verification": [RQ, ABORT],
+    "names no context": [RQ, ABORT],
+    "speaks another protocol": [RQ, ABORT],
+    "stops in the acceptance": [RQ, ABORT],
+    "silent while echoing": [RQ, DATA, ABORT],
+    "answers another message": [RQ, DATA, ABORT],
+    "asks for the release instead": [RQ, DATA, RELEASED],
 }
 
 
@@ -188,7 +180,7 @@ def test_a_peer_that(case: str) -> None:
         if isinstance(peer, RawPeer) and case in SENT:
             conversation = peer.conversation()
             assert conversation.types == SENT[case]
-            assert A_ABORT not in SENT[case] or conversation.raw.endswith(rawpeer.abort(0, 0))
+            assert ABORT not in SENT[case] or conversation.raw.endswith(rawpeer.abort(0, 0))
     assert took < PATIENCE
     error = result.error
     assert error
@@ -206,7 +198,7 @@ def test_a_peer_that(case: str) -> None:
 
 
 def test_the_limit_is_for_the_whole_echo_not_for_each_phase() -> None:
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Pause(0.4), Send(GOOD_ACCEPT))) as peer:
+    with RawPeer((Expect(RQ), Pause(0.4), Send(GOOD_ACCEPT))) as peer:
         result = echo.probe(peer.address, message_id=1, timeout=0.6)
     assert isinstance(result.error, echo.TimedOut)
     assert (result.error.phase, result.error.timeout) == (Phase.echo, 0.6)
@@ -216,8 +208,8 @@ def test_the_limit_is_for_the_whole_echo_not_for_each_phase() -> None:
 def test_a_slow_association_alone_has_a_likely_reason() -> None:
     note = "only the association was slow: the peer may be doing a reverse DNS lookup of this host"
     for accept, answer, notes in ((1.2, 0.0, (note,)), (1.1, 0.3, ())):
-        first = Expect(A_ASSOCIATE_RQ), Pause(accept), Send(GOOD_ACCEPT)
-        with RawPeer((*first, Expect(P_DATA_TF), Pause(answer), Send(GOOD_ECHO))) as peer:
+        first = Expect(RQ), Pause(accept), Send(GOOD_ACCEPT)
+        with RawPeer((*first, Expect(DATA), Pause(answer), Send(GOOD_ECHO))) as peer:
             result = echo.probe(peer.address, message_id=1, abort=True)
         assert (result.ok, result.notes) == (True, notes)
         assert result.timings[Phase.associate] >= accept * 0.95
@@ -227,10 +219,10 @@ def test_a_slow_association_alone_has_a_likely_reason() -> None:
 
 WHILE_RELEASING = "after the answer, while releasing: "
 NO_RELEASE = "timed out: no answer within 1 s"
-SUCCESSES: dict[str, tuple[Script, str]] = {
+SUCCESSES: dict[str, tuple[rawpeer.Script, str]] = {
     "good": (script(), ""),
     "byte by byte": (script(*(Send(data, 1, 0.0005) for data in (GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE))), ""),
-    "all at once": ((Expect(A_ASSOCIATE_RQ), Send(rawpeer.GOOD_STREAM)), ""),
+    "all at once": ((Expect(RQ), Send(rawpeer.GOOD_STREAM)), ""),
     "both ask for the release": (script(release=rawpeer.release_rq()), ""),
     "late data": (script(release=GOOD_ECHO + GOOD_RELEASE), ""),
     "both ask, then the answer": (script(release=rawpeer.release_rq() + GOOD_RELEASE), ""),
@@ -257,7 +249,7 @@ def test_success_whatever_comes_with_it_or_after_it(case: str) -> None:
     played, note = SUCCESSES[case]
     with RawPeer(played) as peer:
         result = echo.probe(peer.address, message_id=1, timeout=PATIENCE)
-        assert note or peer.conversation().types == [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+        assert note or peer.conversation().types == [RQ, DATA, RELEASE]
     assert (result.ok, result.kind, result.status, result.error) == (True, "ok", 0, None)
     assert result.notes == ((WHILE_RELEASING + note,) if note else ())
     assert list(result.timings)[-1] == Phase.release
@@ -276,7 +268,7 @@ def test_the_release_is_not_waited_for_beyond_the_limit() -> None:
 def test_trouble_after_the_answer_hides_no_status() -> None:
     with RawPeer(script(echo=rawpeer.echo_rsp(1, 0x210), release=Reset())) as peer:
         result = echo.probe(peer.address, message_id=1)
-        assert peer.conversation().types == [A_ASSOCIATE_RQ, P_DATA_TF, A_RELEASE_RQ]
+        assert peer.conversation().types == [RQ, DATA, RELEASE]
     assert (result.status, result.kind, result.error) == (0x210, "status", None)
     assert result.notes == (f"{WHILE_RELEASING}connection lost: {RESET}",)
 

@@ -15,21 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import rawpeer
 from command import command_line, start_process
 from leaks import nothing_left_behind
-from rawpeer import (
-    A_ASSOCIATE_RQ,
-    GOOD_ACCEPT,
-    GOOD_ECHO,
-    P_DATA_TF,
-    Endpoint,
-    Expect,
-    RawPeer,
-    Send,
-    family_of,
-    full_listener,
-    script,
-)
+from rawpeer import Endpoint, Expect, RawPeer, Send, full_listener, script
 
 import dicom_echo as echo
 from dicom_echo import Phase
@@ -50,7 +39,9 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Install:
             if host != "many.test":
                 return SYSTEM_RESOLVER(host, *rest)
             pause()
-            return [(family_of(each.host), socket.SOCK_STREAM, 6, "", (each.host, each.port)) for each in endpoints]
+            return [
+                (rawpeer.family_of(each.host), socket.SOCK_STREAM, 6, "", (each.host, each.port)) for each in endpoints
+            ]
 
         monkeypatch.setattr(socket, "getaddrinfo", resolver)
         return "many.test"
@@ -215,7 +206,7 @@ def test_the_failure_that_tells_more_is_told(refusing: Endpoint, resolve_to: Ins
 @pytest.mark.parametrize(
     ("accept", "limit", "seconds", "code", "told"),
     [
-        (GOOD_ACCEPT, 20, 0.3, 0, "✅ Success\n"),
+        (rawpeer.GOOD_ACCEPT, 20, 0.3, 0, "✅ Success\n"),
         (None, 1, 2.5, 3, "❌ Timed out: no answer within 1 s, but this process did not run for [12] s\n(.*\n)+"
          "   hint: the problem is not at the peer: this host was suspended .*\n"),
     ],
@@ -241,10 +232,12 @@ def test_no_acknowledgement_is_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The peer answers in two writes, as DCMTK does: with Nagle's algorithm, the second waits for our acknowledgement.
     """
-    accept, answer = (Send(data, chunk=len(data) // 2 + 1) for data in (GOOD_ACCEPT, GOOD_ECHO))
+    accept, answer = (Send(data, chunk=len(data) // 2 + 1) for data in (rawpeer.GOOD_ACCEPT, rawpeer.GOOD_ECHO))
 
     def fastest_of(number: int) -> float:
-        with RawPeer((Expect(A_ASSOCIATE_RQ), accept, Expect(P_DATA_TF), answer), nodelay=False) as peer:
+        with RawPeer(
+            (Expect(rawpeer.A_ASSOCIATE_RQ), accept, Expect(rawpeer.P_DATA_TF), answer), nodelay=False
+        ) as peer:
             results = [echo.probe(peer.address, message_id=1, abort=True) for _ in range(number)]
         assert all(results)
         return min(result.timings[Phase.associate] + result.timings[Phase.echo] for result in results)
