@@ -79,6 +79,11 @@ class Failure(NamedTuple):
     facts: tuple[tuple[str, object], ...] = ()
     hint: str = ""  # its first words; the whole is in the reports' golden file
 
+    @classmethod
+    def of(cls, error: dicom_echo.EchoError) -> Failure:
+        facts = tuple(pair for pair in error.facts.items() if pair[0] != "received")
+        return cls(type(error), error.phase, str(error), error.detail, facts, " ".join(error.hint.split()[:5]))
+
 
 class Heard(NamedTuple):
     """What the events of a stream say."""
@@ -113,9 +118,7 @@ def hear(pieces: Iterable[bytes], last: Phase = Phase.release, request: dicom_ec
             if phase == last:
                 break
     except dicom_echo.EchoError as error:
-        facts = tuple(pair for pair in error.facts.items() if pair[0] != "received")
-        hint = " ".join(error.hint.split()[:5])
-        heard = heard._replace(failure=Failure(type(error), error.phase, str(error), error.detail, facts, hint))
+        heard = heard._replace(failure=Failure.of(error))
     return heard
 
 

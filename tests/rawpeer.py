@@ -12,6 +12,7 @@ From top to bottom: endpoints, encoding, decoding, steps and scripts, the peer i
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import socket
 import ssl
@@ -19,9 +20,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import NamedTuple, Protocol, Union
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Union
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(1, 8)
 
@@ -348,12 +348,12 @@ def decode_command(data: bytes) -> dict[int, bytes]:
     return values
 
 
-@dataclass
 class Conversation:
     """All that one connection brought, in the order of arrival; `ended` is set when the connection is over."""
 
-    raw: bytearray = field(default_factory=bytearray)
-    ended: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        self.raw = bytearray()
+        self.ended = threading.Event()
 
     @property
     def pdus(self) -> list[ReceivedPdu]:
@@ -394,30 +394,26 @@ class Over(Exception):
     """There is nothing left to do on this connection: it is closed, or the test has ended."""
 
 
-class Link:
+class Link(Conversation):
     """One connection, as the steps of a script see it."""
 
     def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
+        super().__init__()
         self.sock = sock
-        self.stopping = stopping
-        self.conversation = Conversation()
+        self._stopping = stopping
         self._taken = 0
 
-    def start_tls(self, context: ssl.SSLContext) -> None:
-        """Do the handshake; the socket is replaced first, so that `interrupt` reaches it meanwhile."""
-        self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        self.sock.do_handshake()
-
     def receive(self) -> None:
+        """Wait for any bytes, DICOM or not."""
         data = self.sock.recv(65536)
         if not data:
             raise Over
-        self.conversation.raw += data
+        self.raw += data
 
     def next_pdu(self) -> ReceivedPdu:
         """The next PDU; for a P-DATA-TF, the one that completes the command."""
         while True:
-            pdus, rest = split_pdus(bytes(self.conversation.raw))
+            pdus, rest = split_pdus(bytes(self.raw))
             for received in pdus[self._taken :]:
                 self._taken += 1
                 if received.type != P_DATA_TF or decode_pdvs(received.body)[-1].control & LAST:
@@ -425,13 +421,23 @@ class Link:
             assert not rest or A_ASSOCIATE_RQ <= rest[0] <= A_ABORT, f"the client sent no DICOM: {rest[:64]!r}"
             self.receive()
 
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
+    def expect(self, pdu_type: int) -> None:
+        """Wait for a PDU of this type. Another is an error, but an A-ABORT may come at any time: it ends the script."""
+        received = self.next_pdu()
+        if received.type == A_ABORT != pdu_type:
+            raise Over
+        assert received.type == pdu_type, f"PDU type {pdu_type} was due, the client sent {received.type}"
 
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than the test."""
-        if self.stopping.wait(seconds):
+        if self._stopping.wait(seconds):
             raise Over
+
+    def perform(self, step: Step) -> None:
+        if isinstance(step, int):
+            self.expect(step)
+        elif said := step if isinstance(step, bytes) else (step or stay_silent)(self):
+            self.sock.sendall(said)
 
     def interrupt(self) -> None:
         """Wake the thread that reads from or writes to this connection.
@@ -442,128 +448,66 @@ class Link:
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
-class Step(Protocol):
-    """One thing that a scripted peer does."""
-
-    def run(self, link: Link) -> None: ...
-
-
-Content = Union[bytes, Callable[[Conversation], bytes]]
-Answer = Union[Content, Step, None]
+# What a scripted peer does: wait for a PDU of a type (a P-DATA-TF: until its command is complete), send bytes, stay
+# silent (None), or what a function does with the connection; what it returns is sent.
+Step = Union[int, bytes, None, Callable[[Link], Optional[bytes]]]
 Script = Sequence[Step]
 
 
-@dataclass(frozen=True)
-class Expect:
-    """Wait for a PDU of this type (a P-DATA-TF: until its command is complete).
-
-    Another type is an error, except an A-ABORT: that may come at any time, and ends the script.
-    """
-
-    type: int
-
-    def run(self, link: Link) -> None:
-        received = link.next_pdu()
-        if received.type == A_ABORT != self.type:
-            raise Over
-        assert received.type == self.type, f"PDU type {self.type} was due, the client sent {received.type}"
-
-
-@dataclass(frozen=True)
-class ReceiveSome:
-    """Wait for any bytes, DICOM or not."""
-
-    def run(self, link: Link) -> None:
-        link.receive()
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send bytes (or what a function makes of the conversation so far): at once, or in chunks `delay` seconds apart."""
-
-    content: Content
-    chunk: int | None = None
-    delay: float = 0.0
-
-    def run(self, link: Link) -> None:
-        data = self.content if isinstance(self.content, bytes) else self.content(link.conversation)
-        size = self.chunk or len(data) or 1
-        for start in range(0, len(data), size):
-            if start:
-                link.pause(self.delay)
-            link.send(data[start : start + size])
-
-
-@dataclass(frozen=True)
-class Drip:
-    """Send one byte at a time, over and over: what beats a time-out for each receive."""
-
-    data: bytes
-    delay: float = 0.05
-
-    def run(self, link: Link) -> None:
-        for byte in itertools.cycle(self.data):
-            link.send(bytes([byte]))
-            link.pause(self.delay)
-
-
-@dataclass(frozen=True)
-class Pause:
-    seconds: float
-
-    def run(self, link: Link) -> None:
-        link.pause(self.seconds)
-
-
-@dataclass(frozen=True)
-class Silence:
+def stay_silent(link: Link) -> None:
     """Keep the connection open and say nothing, until the client closes it or the test ends.
 
     Every script ends with this, unless it closes: what the client still sends is recorded.
     """
-
-    def run(self, link: Link) -> None:
-        while True:
-            link.receive()
+    while True:
+        link.receive()
 
 
-@dataclass(frozen=True)
-class Close:
+def close(link: Link) -> None:
     """Close the connection (FIN). What is here already is read first: closing over unread bytes would be a reset."""
-
-    def run(self, link: Link) -> None:
-        link.sock.setblocking(False)
-        with contextlib.suppress(OSError, Over):
-            while True:
-                link.receive()
-        link.sock.close()
-        raise Over
+    link.sock.setblocking(False)
+    with contextlib.suppress(OSError):
+        stay_silent(link)
+    link.sock.close()
+    raise Over
 
 
-@dataclass(frozen=True)
-class Reset:
-    def run(self, link: Link) -> None:
-        link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        link.sock.close()
-        raise Over
+def reset(link: Link) -> None:
+    link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.sock.close()
+    raise Over
 
 
-@dataclass(frozen=True)
-class Serve:
-    """Answer every C-ECHO-RQ with Success, then the release: a good peer from here on."""
-
-    def run(self, link: Link) -> None:
-        while (received := link.next_pdu()).type == P_DATA_TF:
-            link.send(answer_echo(link.conversation))
-        if received.type == A_ABORT:
-            raise Over
-        assert received.type == A_RELEASE_RQ, f"a C-ECHO-RQ or a release was due, the client sent {received.type}"
-        link.send(GOOD_RELEASE)
+def pause(seconds: float) -> Step:
+    return functools.partial(Link.pause, seconds=seconds)
 
 
-def accept_proposal(conversation: Conversation) -> bytes:
+def drip(data: bytes, delay: float = 0.05) -> Step:
+    """Send one byte at a time, over and over: what beats a time-out for each receive."""
+
+    def run(link: Link) -> None:
+        for byte in itertools.cycle(data):
+            link.sock.sendall(bytes([byte]))
+            link.pause(delay)
+
+    return run
+
+
+def in_pieces(content: bytes | Callable[[Link], bytes], size: int = 1, delay: float = 0.0005) -> Step:
+    """Send bytes, or what a function returns, in pieces that are `delay` seconds apart."""
+
+    def run(link: Link) -> None:
+        data = content if isinstance(content, bytes) else content(link)
+        for start in range(0, len(data), size):
+            link.sock.sendall(data[start : start + size])
+            link.pause(delay)
+
+    return run
+
+
+def accept_proposal(link: Conversation) -> bytes:
     """Accept Verification with the first transfer syntax proposed for it, and nothing else."""
-    request = conversation.request
+    request = link.request
     results = [
         (context.id, 0 if context.abstract_syntax == VERIFICATION else 3, context.transfer_syntaxes[0])
         for context in request.contexts
@@ -571,26 +515,27 @@ def accept_proposal(conversation: Conversation) -> bytes:
     return associate_ac(results, called_field=request.called_field, calling_field=request.calling_field)
 
 
-def answer_echo(conversation: Conversation) -> bytes:
+def answer_echo(link: Conversation) -> bytes:
     """Success, to the last message id and in the presentation context it came in."""
-    return echo_rsp(conversation.message_ids[-1], context_id=conversation.pdvs[-1].context_id)
+    return echo_rsp(link.message_ids[-1], context_id=link.pdvs[-1].context_id)
 
 
-def script(
-    accept: Answer = accept_proposal, echo: Answer = answer_echo, release: Answer = GOOD_RELEASE
-) -> tuple[Step, ...]:
-    """A Verification SCP for one echo, with any of its three answers replaced: by bytes, a step, or None for silence.
-
-    A step is run as it is: a `Close()` in place of an answer closes where the answer is due.
-    """
-    steps: list[Step] = []
-    for due, answer in (A_ASSOCIATE_RQ, accept), (P_DATA_TF, echo), (A_RELEASE_RQ, release):
-        said = Send(answer) if isinstance(answer, bytes) or callable(answer) else answer
-        steps += [Expect(due), said or Silence()]
-    return tuple(steps)
+def serve(link: Link) -> bytes:
+    """Answer every C-ECHO-RQ with Success, then the release: a good peer from here on."""
+    while (received := link.next_pdu()).type == P_DATA_TF:
+        link.sock.sendall(answer_echo(link))
+    if received.type == A_ABORT:
+        raise Over
+    assert received.type == A_RELEASE_RQ, f"a C-ECHO-RQ or a release was due, the client sent {received.type}"
+    return GOOD_RELEASE
 
 
-GOOD_SCRIPT: Script = (Expect(A_ASSOCIATE_RQ), Send(accept_proposal), Serve())
+def script(accept: Step = accept_proposal, echo: Step = answer_echo, release: Step = GOOD_RELEASE) -> tuple[Step, ...]:
+    """A Verification SCP for one echo, with any of its three answers replaced by another step."""
+    return A_ASSOCIATE_RQ, accept, P_DATA_TF, echo, A_RELEASE_RQ, release
+
+
+GOOD_SCRIPT: Script = (A_ASSOCIATE_RQ, accept_proposal, serve)
 
 
 # --- The peer --------------------------------------------------------------------------------------------------------
@@ -609,12 +554,11 @@ class RawPeer:
     ) -> None:
         self.scripts: Sequence[Script] = scripts or (GOOD_SCRIPT,)
         self.host = host
-        self.received: list[Conversation] = []
+        self.received: list[Link] = []
         self._ssl_context = ssl_context
         self._nodelay = nodelay
         self._stopping = threading.Event()
         self._errors: list[Exception] = []
-        self._links: list[Link] = []
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> RawPeer:
@@ -624,15 +568,13 @@ class RawPeer:
         self._acceptor.start()
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _type: object, exc: BaseException | None, _traceback: object) -> None:
         self._stopping.set()
         with contextlib.suppress(OSError):
             socket.create_connection((self.host, self.port), timeout=1).close()  # no other way to wake it is portable
         self._acceptor.join()
         self._listener.close()
-        for link in self._links:
+        for link in self.received:
             link.interrupt()
         for thread in self._threads:
             thread.join(timeout=1)
@@ -672,27 +614,28 @@ class RawPeer:
                     sock.close()
                     return
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._nodelay)
-                self._start(Link(sock, self._stopping))
-
-    def _start(self, link: Link) -> None:
-        number = len(self.received)
-        chosen = self.scripts[min(number, len(self.scripts) - 1)]
-        thread = threading.Thread(target=self._serve, args=(link, chosen), name=f"RawPeer {number}", daemon=True)
-        self.received.append(link.conversation)
-        self._links.append(link)
-        self._threads.append(thread)
-        thread.start()
+                number, link = len(self.received), Link(sock, self._stopping)
+                chosen = self.scripts[min(number, len(self.scripts) - 1)]
+                thread = threading.Thread(
+                    target=self._serve, args=(link, chosen), name=f"RawPeer {number}", daemon=True
+                )
+                self.received.append(link)
+                self._threads.append(thread)
+                thread.start()
 
     def _serve(self, link: Link, chosen: Script) -> None:
         try:
-            if self._ssl_context:
-                link.start_tls(self._ssl_context)
-            for step in (*chosen, Silence()):
-                step.run(link)
+            if self._ssl_context:  # the socket is replaced first, so that `interrupt` reaches it in the handshake
+                link.sock = secured = self._ssl_context.wrap_socket(
+                    link.sock, server_side=True, do_handshake_on_connect=False
+                )
+                secured.do_handshake()
+            for step in (*chosen, None):
+                link.perform(step)
         except (Over, OSError):
             pass  # the connection is gone, or its TLS handshake failed: for the test to judge at the client's end
         except Exception as error:  # any: it belongs to the test, not to this thread
             self._errors.append(error)
         finally:
             link.sock.close()
-            link.conversation.ended.set()
+            link.ended.set()

@@ -544,6 +544,20 @@ def test_what_is_broken_is_a_protocol_error_that_says_what() -> None:
     assert {stream: failure_of(stream) for stream in BROKEN} == failures
 
 
+def test_the_same_is_told_of_what_comes_over_a_socket() -> None:
+    """And we abort what the peer has not ended."""
+    streams = [*BROKEN, *PROTOCOLS, rawpeer.associate_rj(1, 1, 7), rawpeer.abort(0, 0), context(b"\1\0\3\0")]
+    cuts = [len(GOOD_ACCEPT) if stream.startswith(GOOD_ACCEPT) else len(stream) for stream in streams]
+    scripts = [rawpeer.script(accept=stream[:cut], echo=stream[cut:]) for stream, cut in zip(streams, cuts)]
+    with rawpeer.RawPeer(*scripts) as peer:
+        for number, stream in enumerate(streams):
+            error = echo.probe(peer.address, message_id=1).error
+            assert error
+            assert Failure.of(error) == failure_of(stream)
+            aborted = peer.conversation(number).types[-1] == rawpeer.A_ABORT
+            assert aborted == isinstance(error, (ProtocolError, NotSupported))
+
+
 # --- Any cut, any bytes ----------------------------------------------------------------------------------------------
 
 COUNT = 2000

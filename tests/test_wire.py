@@ -18,7 +18,7 @@ import pytest
 import rawpeer
 from command import command_line, start_process
 from leaks import nothing_left_behind
-from rawpeer import Endpoint, Expect, RawPeer, Send, full_listener, script
+from rawpeer import Endpoint, RawPeer, full_listener, in_pieces, script
 
 import dicom_echo as echo
 from dicom_echo import Phase
@@ -232,12 +232,10 @@ def test_no_acknowledgement_is_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The peer answers in two writes, as DCMTK does: with Nagle's algorithm, the second waits for our acknowledgement.
     """
-    accept, answer = (Send(data, chunk=len(data) // 2 + 1) for data in (rawpeer.GOOD_ACCEPT, rawpeer.GOOD_ECHO))
+    accept, answer = (in_pieces(data, size=len(data) // 2 + 1) for data in (rawpeer.GOOD_ACCEPT, rawpeer.GOOD_ECHO))
 
     def fastest_of(number: int) -> float:
-        with RawPeer(
-            (Expect(rawpeer.A_ASSOCIATE_RQ), accept, Expect(rawpeer.P_DATA_TF), answer), nodelay=False
-        ) as peer:
+        with RawPeer((rawpeer.A_ASSOCIATE_RQ, accept, rawpeer.P_DATA_TF, answer), nodelay=False) as peer:
             results = [echo.probe(peer.address, message_id=1, abort=True) for _ in range(number)]
         assert all(results)
         return min(result.timings[Phase.associate] + result.timings[Phase.echo] for result in results)
