@@ -136,18 +136,6 @@ def test_a_slow_look_up_is_paid_from_the_same_limit(
     assert result.timings[Phase.associate] < 50
 
 
-def test_a_literal_address_needs_no_thread(peer: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, started, start = threading.get_ident(), list[str](), threading.Thread.start
-
-    def note(self: threading.Thread) -> None:
-        started.extend([self.name] if threading.get_ident() == mine else [])
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", note)
-    echo.send(peer.address)
-    assert started == []
-
-
 # --- Names with several addresses ------------------------------------------------------------------------------------
 
 
