@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(1, 8)
 
@@ -133,38 +133,31 @@ def user_information(
     max_length: int | None = 16384,
     implementation_class_uid: str | None = IMPLEMENTATION_CLASS_UID,
     version_name: str | None = VERSION_NAME,
-    extra: bytes = b"",
+    extra_user_items: bytes = b"",
 ) -> bytes:
-    """A user information item; None leaves a sub-item out, `extra` is appended as it is (9.3.3.3, D.1)."""
-    length = b"" if max_length is None else item(0x51, struct.pack(">L", max_length))
-    return item(0x50, length + text_item(0x52, implementation_class_uid) + text_item(0x55, version_name) + extra)
+    """A user information item; None leaves a sub-item out, the extra ones are appended as they are (9.3.3.3, D.1)."""
+    items = b"" if max_length is None else item(0x51, struct.pack(">L", max_length))
+    items += text_item(0x52, implementation_class_uid) + text_item(0x55, version_name) + extra_user_items
+    return item(0x50, items)
 
 
 def associate_ac(
     contexts: Iterable[tuple[int, int, str | None]] = ((1, 0, IMPLICIT_VR_LITTLE_ENDIAN),),
     *,
-    max_length: int | None = 16384,
-    implementation_class_uid: str | None = IMPLEMENTATION_CLASS_UID,
-    version_name: str | None = VERSION_NAME,
-    extra_user_items: bytes = b"",
     called_field: bytes = b"ANY-SCP         ",
     calling_field: bytes = b"ECHOSCU         ",
     protocol_version: int = 1,
+    **user: Any,
 ) -> bytes:
-    """An A-ASSOCIATE-AC; `contexts` are triples of context id, result and transfer syntax. None leaves an item out.
+    """An A-ASSOCIATE-AC; `contexts` are triples of context id, result and transfer syntax (None leaves it out).
 
     The two title fields go out as they are given: they are reserved here, and a peer may put anything into them.
     """
-    return pdu(
-        A_ASSOCIATE_AC,
-        struct.pack(">H2x16s16s32x", protocol_version, called_field, calling_field)
-        + text_item(0x10, APPLICATION_CONTEXT)
-        + b"".join(
-            item(0x21, struct.pack(">BxBx", context_id, result) + text_item(0x40, transfer_syntax))
-            for context_id, result, transfer_syntax in contexts
-        )
-        + user_information(max_length, implementation_class_uid, version_name, extra_user_items),
-    )
+    items = text_item(0x10, APPLICATION_CONTEXT)
+    for context_id, result, transfer_syntax in contexts:
+        items += item(0x21, struct.pack(">BxBx", context_id, result) + text_item(0x40, transfer_syntax))
+    fixed = struct.pack(">H2x16s16s32x", protocol_version, called_field, calling_field)
+    return pdu(A_ASSOCIATE_AC, fixed + items + user_information(**user))
 
 
 def associate_rj(result: int, source: int, reason: int) -> bytes:
