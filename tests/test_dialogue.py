@@ -39,11 +39,6 @@ def hear(stream: bytes, *, closes: bool = False, **options: Any) -> Heard:
     return verdicts.pop()
 
 
-def failure_of(stream: bytes, *, closes: bool = False, **options: Any) -> Failure | None:
-    """How an echo fails with a stream."""
-    return hear(stream, closes=closes, **options).failure
-
-
 def command(data: bytes) -> bytes:
     """An accepted association, and this command set."""
     return GOOD_ACCEPT + command_pdu(data)
@@ -59,9 +54,14 @@ def replacing(element: int, value: bytes) -> bytes:
     return answer(replace={element: value})
 
 
+def with_item(extra: bytes, accept: bytes = GOOD_ACCEPT) -> bytes:
+    """An acceptance with one more item."""
+    return rawpeer.pdu(2, accept[6:] + extra)
+
+
 def context(data: bytes) -> bytes:
     """An acceptance with context 3 refused, and this presentation context item."""
-    return rawpeer.pdu(2, associate_ac([(3, 1, None)])[6:] + item(0x21, data))
+    return with_item(item(0x21, data), associate_ac([(3, 1, None)]))
 
 
 def due(phase: Phase = Phase.associate) -> echo._Dialogue:
@@ -161,7 +161,7 @@ def test_the_end_within_an_answer() -> None:
     between_two_fragments = GOOD_ACCEPT + p_datas(fragments(RSP, 40)[:-1])
     hint = "the peer accepted the association"
     failure = Failure(ConnectionLost, Phase.echo, "the answer was cut off", hint=hint)
-    assert failure_of(between_two_fragments, closes=True) == failure
+    assert hear(between_two_fragments, closes=True).failure == failure
 
 
 # --- Answers: what counts is what they say ---------------------------------------------------------------------------
@@ -182,10 +182,6 @@ PIECES = {
 def test_the_fragments_do_not_matter() -> None:
     heard = {name: hear(GOOD_ACCEPT + answered) for name, answered in PIECES.items()}
     assert heard == dict.fromkeys(PIECES, Heard(0x0122))
-
-
-def with_item(extra: bytes) -> bytes:
-    return rawpeer.pdu(2, GOOD_ACCEPT[6:] + extra)
 
 
 ACCEPTANCES = {
@@ -387,7 +383,7 @@ def test_every_abort() -> None:
         unsaid = phase == Phase.associate and 0 in (source, reason)
         hint = "some peers abort instead of" if unsaid else "the peer did not understand"
         facts = ("source", source), ("reason", reason)
-        assert failure_of(before + rawpeer.abort(source, reason)) == (Aborted, phase, meaning, detail, facts, hint)
+        assert hear(before + rawpeer.abort(source, reason)).failure == (Aborted, phase, meaning, detail, facts, hint)
 
 
 CONTEXT_RESULTS = {  # PS3.8 Table 9-18
@@ -403,7 +399,7 @@ def test_every_context_result_but_acceptance_whatever_follows_it() -> None:
     for result, (meaning, hint) in CONTEXT_RESULTS.items():
         detail, facts = f"presentation context result {result}", (("result", result),)
         for rest in (b"", item(0x40, b""), item(0x40, b"no UID"), b"\x40\0\xff\xff"):
-            failure = failure_of(context(bytes((1, 0, result, 0)) + rest))
+            failure = hear(context(bytes((1, 0, result, 0)) + rest)).failure
             assert failure == (NotSupported, Phase.associate, meaning, detail, facts, hint)
 
 
@@ -427,13 +423,13 @@ def test_another_protocol_is_called_by_its_name() -> None:
         for tls in (None, ssl.create_default_context()):  # TLS within TLS is no reason to try TLS
             hint = TRY_TLS if name == "TLS" and not tls else NO_DICOM
             failure = Failure(ProtocolError, Phase.associate, f"the answer is {name}, not DICOM", hint=hint)
-            assert failure_of(greeting, tls=tls) == failure
+            assert hear(greeting, tls=tls).failure == failure
 
 
 def test_what_nobody_knows_is_not_dicom() -> None:
     for phase, before in BEGINNINGS.items():
         for nonsense in (bytes(6), b"\x08\0\0\0\0\0", b"\xff" * 64, b"HTTQ/1.0", b"\x80\x00\x02\x10", b"xyz", b"\0"):
-            failure = failure_of(before + nonsense, closes=len(nonsense) < 6)
+            failure = hear(before + nonsense, closes=len(nonsense) < 6).failure
             assert failure == (ProtocolError, phase, "the answer is not DICOM", "", (), NO_DICOM)
 
 
@@ -461,7 +457,7 @@ UNMENTIONED = "the peer accepts, but does not mention presentation context 1"
 ACCEPTANCES_WRONG = {
     **{rawpeer.pdu(2, BODY[: end - 6]): f"{AC} {end} bytes, at least 74 expected" for end in (6, 7, 8, 16, 73)},
     **{rawpeer.pdu(2, BODY[:-cut]): f"{AC} an item of type 50H {LONGER}" for cut in range(1, 36)},
-    rawpeer.pdu(2, BODY + b"\x7f"): f"{AC} an item of type 7FH {LONGER}",
+    with_item(b"\x7f"): f"{AC} an item of type 7FH {LONGER}",
     rawpeer.pdu(2, BODY.replace(b"\x51\0\0", b"\x51\0\1")): f"{AC} an item of type 51H {LONGER}",
     context(b"\1\0\0\0\x40\0\0\xff1.2"): f"{AC} an item of type 40H {LONGER}",
     context(b"\1\0\0"): f"{AC} a presentation context of 3 bytes",
@@ -529,7 +525,7 @@ def test_what_is_broken_is_a_protocol_error_that_says_what() -> None:
     for stream, why in BROKEN.items():
         phase = Phase.echo if stream.startswith(GOOD_ACCEPT) and AC not in why else Phase.associate
         failures[stream] = Failure(ProtocolError, phase, why, hint="the peer's DICOM is faulty,")
-    assert {stream: failure_of(stream) for stream in BROKEN} == failures
+    assert {stream: hear(stream).failure for stream in BROKEN} == failures
 
 
 def test_the_same_is_told_of_what_comes_over_a_socket() -> None:
@@ -541,7 +537,7 @@ def test_the_same_is_told_of_what_comes_over_a_socket() -> None:
         for number, stream in enumerate(streams):
             error = echo.probe(peer.address, message_id=1).error
             assert error
-            assert Failure.of(error) == failure_of(stream)
+            assert Failure.of(error) == hear(stream).failure
             aborted = peer.conversation(number).types[-1] == rawpeer.A_ABORT
             assert aborted == isinstance(error, (ProtocolError, NotSupported))
 

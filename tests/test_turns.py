@@ -62,22 +62,14 @@ class World:
         self.now = 0.0
         self.ready: dict[Any, float] = {}
         self.waited: dict[Any, Any] = {}
+        self.unregister = self.waited.pop
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.sleep)
-        monkeypatch.setattr(echo, "_selector", lambda _: self)
+        monkeypatch.setattr(echo, "_selector", lambda _: contextlib.nullcontext(self))
 
-    def __enter__(self) -> World:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.waited == {}, "whoever is closed lets go"
-
-    def register(self, sock: Any, _events: int, data: Any = None) -> None:
+    def register(self, sock: Any, _events: int, data: Any) -> None:
         assert sock not in self.waited
         self.waited[sock] = data
-
-    def unregister(self, sock: Any) -> None:
-        del self.waited[sock]
 
     def get_map(self) -> dict[Any, Any]:
         return self.waited
@@ -95,8 +87,9 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield (world := World(monkeypatch))
+    assert world.waited == {}, "whoever is closed lets go"
 
 
 def test_a_time_ends_when_the_socket_was_ready_not_when_its_turn_came(world: World) -> None:
@@ -200,12 +193,13 @@ def test_no_task_is_starved_by_one_that_is_always_ready(pairs: Pairs) -> None:
         assert next(outcomes) < 50
 
 
-def test_an_exception_of_a_task_closes_the_others() -> None:
+def test_an_exception_of_a_task_closes_the_others_and_is_raised_where_outcomes_are_read() -> None:
     closed: list[int] = []
-    others = [task(pause(60), at_end=lambda: closed.append(1)) for _ in range(3)]
-    with nothing_left_behind(), pytest.raises(KeyError, match="mine"):
-        list(_take_turns([*others, task(pause(0.001), KeyError("mine"))], 4))
-    assert closed == [1, 1, 1]
+    for run in (_take_turns, lambda tasks, at_once: _Stream(tasks, at_once).outcomes()):
+        others = [task(pause(60), at_end=lambda: closed.append(1)) for _ in range(3)]
+        with nothing_left_behind(), pytest.raises(KeyError, match="mine"):
+            list(run([*others, task("begun", pause(0.001), KeyError("mine"))], 4))
+    assert closed == [1] * 6
 
 
 def test_a_byte_closes_all(pairs: Pairs) -> None:
@@ -249,11 +243,6 @@ def test_an_interruption_while_the_thread_starts_leaves_none_behind(monkeypatch:
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with nothing_left_behind(patience=5), pytest.raises(KeyboardInterrupt):
         list(_Stream([task(pause(60)), task(pause(60))], 2).outcomes())
-
-
-def test_an_exception_in_the_loop_is_raised_where_outcomes_are_read() -> None:
-    with nothing_left_behind(), pytest.raises(KeyError, match="mine"):
-        list(_Stream([task("begun", KeyError("mine"))], 1).outcomes())
 
 
 def test_idle_seconds_are_told() -> None:
