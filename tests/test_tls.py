@@ -397,45 +397,44 @@ def test_an_encrypted_key_is_never_asked_about(capsys: Capsys, tmp_path: Path, m
             assert run(port) == (0, "")
 
 
-def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path) -> None:
-    def file(name: str, content: bytes) -> Path:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    bad_pem = PACS.pem.replace(b"\nMII", b"\nXII")
-    cert, key = file("cert.pem", PACS.pem), file("key.pem", PACS.key_pem())
-    binary = file("cert.der", PACS.certificate.public_bytes(serialization.Encoding.DER))
-    damaged, inside = file("damaged.pem", bad_pem), file("folder/damaged.pem", bad_pem)
-    cut, empty, missing = file("cut.pem", CA.pem + PACS.pem[:-30]), tmp_path / "empty", tmp_path / "missing"
-    empty.mkdir()
-    weak = issue("ours", CA, key=new_key("1024"))
-    elsewhere = file("elsewhere.pem", issue("x", key=new_key(number=1)).key_pem())
-    other_kind = file("rsa.pem", weak.key_pem())
-    no_file, no_certificate = "no such file or directory", "contains no certificate in PEM format"
-    no_key, other_key = "contains no private key in PEM format", "the key does not belong to the certificate in"
-    is_damaged = "a certificate in it is damaged"
-    for options, why in {
-        ("--cacert", missing): f"cannot use {missing}: {no_file}",
-        ("--cacert", key): f"cannot use {key}: {no_certificate}",
-        ("--cacert", binary): f"cannot use {binary}: {no_certificate}",
-        ("--cacert", damaged): f"cannot use {damaged}: {is_damaged}",
-        ("--cacert", cut): f"cannot use {cut}: {is_damaged}",
-        ("--cacert", inside.parent): f"cannot use {inside}: {is_damaged}",
-        ("--cacert", empty): f"cannot use {empty}: {no_certificate}",
-        ("--cert", missing): f"cannot use {missing}: {no_file}",
-        ("--cert", binary): f"cannot use {binary}: {no_certificate}",
-        ("--cert", cert): f"cannot use {cert}: {no_key}",
-        ("--cert", weak.write(tmp_path)): "the key of a certificate is too weak (RSA needs 2048 bits)",
-        ("--cert", damaged, "--key", key): "a certificate or key is damaged",
-        ("--cert", cert, "--key", missing): f"cannot use {missing}: {no_file}",
-        ("--cert", cert, "--key", binary): f"cannot use {binary}: {no_key}",
-        ("--cert", cert, "--key", elsewhere): f"cannot use {elsewhere}: {other_key}",
-        ("--cert", cert, "--key", other_kind): f"cannot use {other_kind}: {other_key}",
-        ("--ciphers", "nonsense"): "'nonsense'",
-        ("--server-name", "pa\u200bcs"): "is not a host name",
+def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder").mkdir()
+    weak, bad_pem = issue("ours", CA, key=new_key("1024")), PACS.pem.replace(b"\nMII", b"\nXII")
+    for name, content in {
+        "cert.pem": PACS.pem,
+        "key.pem": PACS.key_pem(),
+        "cert.der": PACS.certificate.public_bytes(serialization.Encoding.DER),
+        "bad.pem": bad_pem,
+        "folder/bad.pem": bad_pem,
+        "cut.pem": CA.pem + PACS.pem[:-30],
+        "weak.pem": weak.key_pem() + weak.pem,
+        "rsa.pem": weak.key_pem(),
+        "other.pem": issue("x", key=new_key(number=1)).key_pem(),
     }.items():
-        code, out, err = run_main(capsys, "--tls", *options, "127.0.0.1:1")
+        Path(name).write_bytes(content)
+    for options, why in {
+        "--cacert missing": "cannot use missing: no such file or directory",
+        "--cacert key.pem": "cannot use key.pem: contains no certificate in PEM format",
+        "--cacert cert.der": "cannot use cert.der: contains no certificate in PEM format",
+        "--cacert bad.pem": "cannot use bad.pem: a certificate in it is damaged",
+        "--cacert cut.pem": "cannot use cut.pem: a certificate in it is damaged",
+        "--cacert folder": f"cannot use {Path('folder/bad.pem')}: a certificate in it is damaged",
+        "--cacert empty": "cannot use empty: contains no certificate in PEM format",
+        "--cert missing": "cannot use missing: no such file or directory",
+        "--cert cert.der": "cannot use cert.der: contains no certificate in PEM format",
+        "--cert cert.pem": "cannot use cert.pem: contains no private key in PEM format",
+        "--cert weak.pem": "the key of a certificate is too weak (RSA needs 2048 bits)",
+        "--cert bad.pem --key key.pem": "a certificate or key is damaged",
+        "--cert cert.pem --key missing": "cannot use missing: no such file or directory",
+        "--cert cert.pem --key cert.der": "cannot use cert.der: contains no private key in PEM format",
+        "--cert cert.pem --key other.pem": "cannot use other.pem: the key does not belong to the certificate in",
+        "--cert cert.pem --key rsa.pem": "cannot use rsa.pem: the key does not belong to the certificate in",
+        "--ciphers nonsense": "'nonsense'",
+        "--server-name pa\u200bcs": "is not a host name",
+    }.items():
+        code, out, err = run_main(capsys, "--tls", *options.split(), "127.0.0.1:1")
         assert (code, out, err.count("\n"), why in err) == (2, "", 1, True), err
 
 
