@@ -314,14 +314,17 @@ ODD_CALLERS = {
 }
 
 
-def test_odd_callers_are_told_apart(end: OtherEnd) -> None:
+def test_odd_callers_are_told_apart_and_aborted(end: OtherEnd) -> None:
     for sent, how in ODD_CALLERS.items():
+        received = b""
         with contextlib.suppress(ConnectionError), connect(end) as sock:  # what it does not read resets the connection
             sock.sendall(sent)
-            while sock.recv(4096):
-                pass
+            while part := sock.recv(4096):
+                received += part
         visit = end.next_visit()
         assert (how in visit.end, visit.echoes) == (True, 0), (how, visit)
+        aborted = how not in ("protocol version not supported", "aborted by the caller")
+        assert len(sent) > 10000 or received.endswith(rawpeer.abort(0, 0)) == aborted, how
 
 
 # --- Bounds ----------------------------------------------------------------------------------------------------------
