@@ -22,7 +22,6 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
-from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from dicom_echo import _der
@@ -54,11 +53,6 @@ class Issued:
         pem: bytes = self.key.private_bytes(serialization.Encoding.PEM, form, encryption)
         return pem
 
-    def pkcs12(self, ca: Issued) -> bytes:
-        """A key store for Java; its password is "password"."""
-        encryption = serialization.BestAvailableEncryption(b"password")
-        return pkcs12.serialize_key_and_certificates(b"us", self.key, self.certificate, [ca.certificate], encryption)
-
     def write(self, folder: Path, *chain: Issued) -> Path:
         """A file with the key, the certificate and further certificates."""
         file = folder / f"{uuid.uuid4().hex}.pem"
@@ -84,10 +78,9 @@ def issue(
 ) -> Issued:
     """Issue a certificate, valid from the day `first` from today to the day `last`; self-signed without an issuer."""
     key = key or new_key()
-    subject = x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Hôpital"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-    )
-    today = datetime.now(timezone.utc)
+    parts = {NameOID.ORGANIZATION_NAME: "Hôpital", NameOID.COMMON_NAME: name}
+    subject = x509.Name([x509.NameAttribute(*part) for part in parts.items()])
+    today, signer = datetime.now(timezone.utc), issuer.key if issuer else key
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -104,7 +97,6 @@ def issue(
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)
     if permitted:
         builder = builder.add_extension(x509.NameConstraints([x509.DNSName(permitted)], None), True)
-    signer = issuer.key if issuer else key
     certificate = builder.sign(signer, hashes.SHA256())
     if sha1 or version != 3:
         certificate = forge(certificate, signer, sha1=sha1, version=version)

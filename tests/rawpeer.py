@@ -414,21 +414,17 @@ class Link(Conversation):
             assert not rest or A_ASSOCIATE_RQ <= rest[0] <= A_ABORT, f"the client sent no DICOM: {rest[:64]!r}"
             self.receive()
 
-    def expect(self, pdu_type: int) -> None:
-        """Wait for a PDU of this type. Another is an error, but an A-ABORT may come at any time: it ends the script."""
-        received = self.next_pdu()
-        if received.type == A_ABORT != pdu_type:
-            raise Over
-        assert received.type == pdu_type, f"PDU type {pdu_type} was due, the client sent {received.type}"
-
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than the test."""
         if self._stopping.wait(seconds):
             raise Over
 
     def perform(self, step: Step) -> None:
-        if isinstance(step, int):
-            self.expect(step)
+        if isinstance(step, int):  # another type is an error, but an A-ABORT may come at any time: it ends the script
+            received = self.next_pdu().type
+            if received == A_ABORT != step:
+                raise Over
+            assert received == step, f"PDU type {step} was due, the client sent {received}"
         elif said := step if isinstance(step, bytes) else (step or stay_silent)(self):
             self.sock.sendall(said)
 

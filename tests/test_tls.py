@@ -18,6 +18,7 @@ from certificates import CLIENT_AUTH, Issued, issue, new_key, server_context
 from command import run_main
 from conftest import require
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
 from rawpeer import GOOD_ACCEPT, GOOD_RELEASE, RawPeer, echo_rsp
 
 import dicom_echo as echo
@@ -274,7 +275,9 @@ def test_our_certificate_and_openssl(ask: Ask, cacert: Path, tmp_path: Path, ver
 def java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
     """The ports of a server in Java, by what it asks for."""
     folder = tmp_path_factory.mktemp("java")
-    (folder / "identity.p12").write_bytes(issue("pacs", CA, key=new_key("2048")).pkcs12(CA))
+    server, encrypted = issue("pacs", CA, key=new_key("2048")), serialization.BestAvailableEncryption(b"password")
+    store = pkcs12.serialize_key_and_certificates(b"us", server.key, server.certificate, [CA.certificate], encrypted)
+    (folder / "identity.p12").write_bytes(store)
     modes = ["need:TLSv1.3", "need:TLSv1.2", "want:TLSv1.3", "none:TLSv1.2:TLS_RSA_WITH_AES_128_CBC_SHA"]
     pdus = [pdu.hex() for pdu in (GOOD_ACCEPT, echo_rsp(), GOOD_RELEASE)]
     # The last cipher is retired in Java as well, which has to be told to go on with it.
