@@ -224,7 +224,8 @@ def test_the_days_until_a_certificate_expires_are_watched(capsys: Capsys, tmp_pa
         watched = ["--format", "nagios", "--warning-cert=20", "--critical-cert=5"]
         code, out, err = run_main(capsys, "--tls", "-k", *watched, f"127.0.0.1:{port}")
     assert (code, err) == (1, "")
-    assert re.match(r"DICOM ECHO WARNING - .*, certificate expires in 1[45] days \| .* certificate_days=1[45]\.", out)
+    told = r"DICOM ECHO WARNING - \S+ answered in [\d.]+ ms, certificate expires in 1[45] days"
+    assert re.match(rf"{told} \| time=.* certificate_days=1[45]\.\d\d;20:;5: ", out)
 
 
 def test_authorities_that_openssl_does_not_find_by_itself(ask: Ask, tmp_path: Path) -> None:

@@ -63,10 +63,18 @@ def test_an_application_s_own_resolver_is_honoured(peer: RawPeer, monkeypatch: p
         assert echo.probe(address, family=family).error is None
         assert [result.error for result in echo.probe_many([address], family=family)] == [None]
     assert str(echo.probe(f"other.test:{peer.port}").error) == "name not resolved"  # it raises a KeyError
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
-    error = echo.probe(f"pacs.test:{peer.port}").error
-    assert isinstance(error, echo.Unreachable)
-    assert (str(error), error.detail) == ("name not resolved", "no addresses")
+
+
+def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_name(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for resolver, detail in ((lambda *_: [], "no addresses"), (no_such_name, "name or service not known")):
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        error = echo.probe("nobody.invalid").error
+        assert isinstance(error, echo.Unreachable)
+        assert (str(error), error.detail, error.phase) == ("name not resolved", detail, Phase.resolve)
+        assert error.hint == "check the spelling and the name server, or use the IP address"
 
 
 def test_an_address_of_the_other_family(monkeypatch: pytest.MonkeyPatch) -> None:
