@@ -17,18 +17,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import rawpeer
 from rawpeer import Endpoint
 
 
-@dataclass(frozen=True)
-class Canned:
+class Canned(NamedTuple):
     live: list[Endpoint]
     silent: list[Endpoint]
-    pid: int
 
 
 @contextlib.contextmanager
@@ -44,7 +41,7 @@ def run_canned(live: int = 0, silent: int = 0, delay: float = 0.0) -> Iterator[C
         try:
             ports = json.loads(process.stdout.readline())
             endpoints = [Endpoint("127.0.0.1", port) for port in ports]
-            yield Canned(endpoints[:live], endpoints[live:], process.pid)
+            yield Canned(endpoints[:live], endpoints[live:])
         finally:
             process.stdin.close()
             process.wait(10)
