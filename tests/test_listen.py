@@ -176,15 +176,15 @@ def rust_package() -> str:
 def test_answers_a_caller_and_tells_who_it_is(
     capsys: Capsys, caller: str, version: str, end: str, request: pytest.FixtureRequest
 ) -> None:
+    variables = environment()
+    if caller == "dcmtk":
+        words = [request.getfixturevalue("echoscu"), "-aet", "CALLER", "-aec", "ANY-SCP", "127.0.0.1", "{port}"]
+    elif caller == "pynetdicom":
+        words = [sys.executable, "-m", "pynetdicom", "echoscu", "-aet", "CALLER", "127.0.0.1", "{port}"]
+    else:  # its module has the name of ours
+        words, variables["PYTHONPATH"] = [rust_package(), "-aet", "CALLER", "127.0.0.1:{port}"], ""
     with listening_here(capsys, "-c", 1, "-t", PATIENCE) as command:
-        host, port, variables = command.host, str(command.port), environment()
-        if caller == "dcmtk":
-            words = [request.getfixturevalue("echoscu"), "-aet", "CALLER", "-aec", "ANY-SCP", host, port]
-        elif caller == "pynetdicom":
-            words = [sys.executable, "-m", "pynetdicom", "echoscu", "-aet", "CALLER", host, port]
-        else:
-            words, variables["PYTHONPATH"] = [rust_package(), "-aet", "CALLER", f"{host}:{port}"], ""
-        called = run_process(words, variables)
+        called = run_process([word.format(port=command.port) for word in words], variables)
     code, out, err = command.outcome
     assert called.code == 0
     visit, totals = out.splitlines()
