@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import rawpeer
 from command import Outcome, run_main
-from rawpeer import GOOD_SCRIPT, Close, Expect, Pause, RawPeer, Reset, Script, Send, Silence, closed_port, script
+from rawpeer import GOOD_SCRIPT, RawPeer, Script, close, closed_port, pause, reset, script
 
 import dicom_echo as echo
 
@@ -21,7 +21,7 @@ Capsys = pytest.CaptureFixture[str]
 
 RQ, DATA, RELEASE = rawpeer.A_ASSOCIATE_RQ, rawpeer.P_DATA_TF, rawpeer.A_RELEASE_RQ
 CONGESTED = script(accept=rawpeer.associate_rj(2, 3, 2))
-ANSWERED = (Expect(RQ), Send(rawpeer.accept_proposal), Expect(DATA), Send(rawpeer.answer_echo))
+ANSWERED = (RQ, rawpeer.accept_proposal, DATA, rawpeer.answer_echo)
 
 
 class Ran(NamedTuple):
@@ -50,7 +50,7 @@ class Clock:
         monkeypatch.setattr(time, "perf_counter", lambda: real() + sum(self.leaps))
         monkeypatch.setattr(time, "sleep", self.leaps.append)
 
-    def run(self, _link: rawpeer.Link) -> None:
+    def __call__(self, _link: rawpeer.Link) -> None:
         self.times.append(time.perf_counter())
 
 
@@ -118,12 +118,12 @@ def test_reuse_sends_all_over_one_association(capsys: Capsys, peer: RawPeer) -> 
 
 
 ENDINGS: dict[str, tuple[list[rawpeer.Step], str, list[int]]] = {
-    "closes": ([Close()], "closed by the peer", []),
-    "resets": ([Pause(0.05), Reset()], "(reset|closed) by the peer", []),
-    "aborts": ([Send(rawpeer.abort(2, 2))], "A-ABORT", []),
-    "aborts and closes": ([Pause(0.05), Send(rawpeer.abort(0, 0)), Close()], "A-ABORT", []),
-    "releases at once": ([Send(rawpeer.release_rq())], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
-    "releases": ([Pause(0.05), Send(rawpeer.release_rq())], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
+    "closes": ([close], "closed by the peer", []),
+    "resets": ([pause(0.05), reset], "(reset|closed) by the peer", []),
+    "aborts": ([rawpeer.abort(2, 2)], "A-ABORT", []),
+    "aborts and closes": ([pause(0.05), rawpeer.abort(0, 0), close], "A-ABORT", []),
+    "releases at once": ([rawpeer.release_rq()], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
+    "releases": ([pause(0.05), rawpeer.release_rq()], "A-RELEASE-RQ", [rawpeer.A_RELEASE_RP]),
 }
 
 
@@ -143,7 +143,7 @@ def test_an_association_that_the_peer_ends_between_two_echoes_is_no_loss(capsys:
 
 
 def test_an_association_that_ends_in_the_middle_of_an_echo_is_a_loss_and_another_is_opened(capsys: Capsys) -> None:
-    with RawPeer((*ANSWERED, Expect(DATA), Close()), GOOD_SCRIPT) as peer:
+    with RawPeer((*ANSWERED, DATA, close), GOOD_SCRIPT) as peer:
         code, echoes, _ = repeat(capsys, peer.address, "-c", 3, "-i", 0.05, "--reuse")
         assert len(peer.received) == 2
     assert [each["error"] and each["error"]["kind"] for each in echoes] == [None, "lost", None]
@@ -152,7 +152,7 @@ def test_an_association_that_ends_in_the_middle_of_an_echo_is_a_loss_and_another
 
 def test_a_reused_association_is_aborted_where_an_answer_may_come_late(capsys: Capsys) -> None:
     """What was not answered in time could be answered later: it must not be taken for the next answer."""
-    with RawPeer((*ANSWERED[:-1], Silence()), GOOD_SCRIPT) as peer:
+    with RawPeer((*ANSWERED[:-1], None), GOOD_SCRIPT) as peer:
         echoes = repeat(capsys, peer.address, "-c", 2, "-i", 0, "-t", 0.5, "--reuse").echoes
         assert peer.conversation(0).types == [RQ, DATA, rawpeer.A_ABORT]
     assert [each["error"] and each["error"]["kind"] for each in echoes] == ["timeout", None]
@@ -175,7 +175,7 @@ def test_one_host_and_port_is_asked_in_turn_and_holds_back_no_others() -> None:
 
 
 def test_titles_at_one_host_and_port_wait_for_each_other_in_a_run_of_the_command(capsys: Capsys) -> None:
-    with RawPeer((Pause(0.3), *GOOD_SCRIPT), GOOD_SCRIPT) as slow, RawPeer() as quick:
+    with RawPeer((pause(0.3), *GOOD_SCRIPT), GOOD_SCRIPT) as slow, RawPeer() as quick:
         titles = [f"{title}@{slow.endpoint.host_port}" for title in "AB"]
         echoes = repeat(capsys, *titles, quick.address).echoes
         assert [each["target"] for each in echoes] == [quick.address, *titles]
@@ -185,7 +185,7 @@ def test_titles_at_one_host_and_port_wait_for_each_other_in_a_run_of_the_command
 
 
 def test_wait_ends_with_the_first_success(capsys: Capsys) -> None:
-    with RawPeer(CONGESTED, script(accept=Close()), GOOD_SCRIPT) as peer:
+    with RawPeer(CONGESTED, script(accept=close), GOOD_SCRIPT) as peer:
         assert run_main(capsys, peer.address, "--wait", 20) == Outcome(0, "✅ Success\n", "")
         assert len(peer.received) == 3
         assert peer.conversation(2).message_ids == [3]
@@ -208,7 +208,7 @@ def test_a_wait_without_time_is_one_try(refusing: rawpeer.Endpoint) -> None:
 
 def test_wait_bounds_a_silent_peer_too(clock: Clock) -> None:
     """The last try has what is left of the time, whatever the pauses before it took."""
-    with RawPeer(*[(clock, *CONGESTED)] * 3, (clock, Silence())) as peer:
+    with RawPeer(*[(clock, *CONGESTED)] * 3, (clock, None)) as peer:
         [result] = carry_out(peer.address, wait=1.5)
         took = time.perf_counter() - clock.times[0]
     assert (result.kind, len(clock.times)) == ("timeout", 4)

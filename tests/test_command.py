@@ -35,7 +35,7 @@ from command import (
     start_process,
 )  # fmt: skip
 from leaks import nothing_left_behind
-from rawpeer import Close, Conversation, RawPeer, Script, accept_proposal, script
+from rawpeer import Conversation, RawPeer, Script, accept_proposal, close, script
 
 import dicom_echo
 
@@ -315,10 +315,10 @@ KINDS: dict[str, tuple[str, Script, int, str]] = {
         "", script(accept=rawpeer.associate_ac([(1, 3, None)])), 1, "❌ Not supported: abstract syntax not supported"),
     "aborted": ("", script(echo=rawpeer.abort(2, 6)), 1, "❌ Aborted: invalid PDU parameter value"),
     "protocol": ("", script(accept=b"SSH-2.0-OpenSSH_9.2p1\r\n"), 1, "❌ Protocol error: the answer is SSH, not DICOM"),
-    "lost": ("", script(accept=Close()), 3, "❌ Connection lost: closed by the peer without an answer"),
+    "lost": ("", script(accept=close), 3, "❌ Connection lost: closed by the peer without an answer"),
     "timeout": ("-t 0.3", script(accept=None), 3, "❌ Timed out: no answer within 0.3 s"),
     "TLS": (
-        "--tls", (rawpeer.ReceiveSome(), rawpeer.Send(b"220 mail"), Close()), 3,
+        "--tls", (rawpeer.Link.receive, b"220 mail", close), 3,
         "❌ TLS failed: the peer does not speak TLS"),
     "unreachable": (REFUSED, (), 3, "❌ Unreachable: connection refused"),
     "not IPv6": ("-4 [::1]:104", (), 3, OTHER_FAMILY),

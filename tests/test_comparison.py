@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rawpeer import Close, RawPeer, Script, abort, associate_rj, echo_rsp, script
+from rawpeer import RawPeer, Script, abort, associate_rj, close, echo_rsp, script
 
 COMPARISON = (Path(__file__).parent.parent / "docs" / "comparison.md").read_text(encoding="utf-8")
 
@@ -18,7 +18,7 @@ ANSWERS: dict[str, tuple[Script, int, int]] = {
     "success": (script(), 0, 0),
     "a failed status": (script(echo=echo_rsp(1, 0x0122)), 0, 0),
     "an abort": (script(echo=abort(0, 0)), 0, 0),
-    "a lost connection": (script(echo=Close()), 0, 0),
+    "a lost connection": (script(echo=close), 0, 0),
     "no answer": (script(echo=None), 70, 0),
     "a rejection": (script(accept=associate_rj(1, 1, 7)), 1, 1),
 }

@@ -22,7 +22,7 @@ import pytest
 import rawpeer
 from command import run_main
 from conftest import require
-from rawpeer import Close, RawPeer, ReceiveSome, Script, Send, abort, associate_ac, associate_rj, script
+from rawpeer import Link, RawPeer, Script, abort, associate_ac, associate_rj, close, script
 
 import dicom_echo as echo
 from dicom_echo import Phase, _Echoed, _Request, _Style, _Tally, _Thresholds
@@ -432,7 +432,7 @@ PLAYED: dict[str, Script] = {
     "status": script(accept=RUDE_ACCEPT, echo=RUDE_ANSWER),
     "rejected": script(accept=associate_rj(255, 255, 255)),  # reserved, as are those of the abort
     "aborted": script(echo=abort(255, 255)),
-    "protocol": (ReceiveSome(), Send(b"220 | x=1\nDICOM ECHO OK | y=2\n"), Close()),
+    "protocol": (Link.receive, b"220 | x=1\nDICOM ECHO OK | y=2\n", close),
 }
 
 

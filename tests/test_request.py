@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from rawpeer import Close, RawPeer, ReceiveSome, Send, associate_ac, command_pdu, echo_rsp_command
+from rawpeer import Link, RawPeer, associate_ac, close, command_pdu, echo_rsp_command
 
 import dicom_echo as echo
 from dicom_echo import _HINTS, Address, AddressError, EchoError, EchoResult, Identity, Phase, _Request
@@ -325,7 +325,7 @@ JUNK = [
 
 def test_kept_failures_keep_facts_and_not_frames_or_buffers() -> None:
     """Less than 8 kB for each, of a peer that sends 100 kB of junk."""
-    with RawPeer(*((ReceiveSome(), Send(junk), Close()) for junk in JUNK * 20)) as peer:
+    with RawPeer(*((Link.receive, junk, close) for junk in JUNK * 20)) as peer:
         tracemalloc.start()
         try:
             kept = [echo.probe(peer.address, message_id=1) for _ in range(60)]

@@ -26,7 +26,7 @@ import pytest
 import rawpeer
 from command import MODULE, PATIENCE, REFUSED, command_line, environment, posix, run_main, start_process
 from leaks import nothing_left_behind
-from rawpeer import A_ASSOCIATE_RQ, P_DATA_TF, Conversation, Expect, RawPeer, Script, Send, script, silent_listener
+from rawpeer import A_ASSOCIATE_RQ, P_DATA_TF, Conversation, RawPeer, Script, script, silent_listener
 
 import dicom_echo
 
@@ -80,10 +80,10 @@ STAGES: dict[str, tuple[Script, str, str]] = {
     "association": (script(accept=interrupt()), "", LINE),
     "echo": (script(echo=interrupt()), "", LINE),
     "release": (script(release=interrupt()), "", f"{LINE}|✅ Success\n"),  # the verdict may have been told by then
-    "waiting": ((Expect(A_ASSOCIATE_RQ), Send(interrupt()), rawpeer.Close()), "--wait 3600", LINE),
+    "waiting": ((A_ASSOCIATE_RQ, interrupt(), rawpeer.close), "--wait 3600", LINE),
     "sixth of many": (script(echo=interrupt(echo=6)), "-c 0 -i 0", STATISTICS),
     "sixth of many over one association": (
-        (Expect(A_ASSOCIATE_RQ), Send(rawpeer.accept_proposal), *(Expect(P_DATA_TF), Send(interrupt(echo=6))) * 6),
+        (A_ASSOCIATE_RQ, rawpeer.accept_proposal, *(P_DATA_TF, interrupt(echo=6)) * 6),
         "-c 0 -i 0 --reuse", STATISTICS),
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_a_second_signal_does_what_it_would_have_done_without_us(pause: float) -
 
 
 def test_probe_many_that_is_interrupted_leaves_nothing() -> None:
-    with RawPeer((Expect(A_ASSOCIATE_RQ), rawpeer.Pause(0.1), Send(interrupt()))) as peer:
+    with RawPeer((A_ASSOCIATE_RQ, rawpeer.pause(0.1), interrupt())) as peer:
         addresses = [peer.address, f"X@{peer.endpoint.host_port}", REFUSED]
         with nothing_left_behind(patience=1), pytest.raises(KeyboardInterrupt):
             list(dicom_echo.probe_many(addresses, timeout=60))
@@ -150,7 +150,7 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
 
 
 def test_an_interrupted_check_is_unknown() -> None:
-    peer = RawPeer((rawpeer.Silence(),))
+    peer = RawPeer((None,))
     with peer, start_process(command_line(peer.address, "-t", 60, "--format", "nagios")) as process:
         wait_until_asked(peer, process)
         process.send_signal(signal.SIGTERM)

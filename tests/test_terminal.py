@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from command import REFUSED, SWAYING, Outcome, command_line, open_terminal, posix, run_on_terminal
-from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, Expect, RawPeer, Send, silent_listener
+from rawpeer import A_ASSOCIATE_RQ, Conversation, Endpoint, RawPeer, silent_listener
 
 import dicom_echo
 
@@ -115,7 +115,7 @@ def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, tm
     stream = open(theirs, "w")  # noqa: PTH123, SIM115
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
-    with RawPeer((Expect(A_ASSOCIATE_RQ), Send(close))) as peer:
+    with RawPeer((A_ASSOCIATE_RQ, close)) as peer:
         code = dicom_echo.main([peer.address, "-t", "1.3", "--output", str(tmp_path / "results")])
     with contextlib.suppress(OSError):  # once more
         stream.close()

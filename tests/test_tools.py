@@ -40,9 +40,9 @@ def test_it_answers_echoscu_and_tells_what_was_asked(echoscu: str) -> None:
 
 def test_fragments_and_single_bytes_are_understood(echoscu: str) -> None:
     cut_up = [rawpeer.fragments(rawpeer.echo_rsp_command(), size) for size in (2, 34, 1000)]
-    answers: list[rawpeer.Answer] = [rawpeer.p_data(pdvs) for pdvs in cut_up]
+    answers: list[rawpeer.Step] = [rawpeer.p_data(pdvs) for pdvs in cut_up]
     answers += [b"".join(rawpeer.p_data([pdv]) for pdv in pdvs) for pdvs in cut_up]
-    answers.append(rawpeer.Send(rawpeer.GOOD_ECHO, chunk=1, delay=0.0005))
+    answers.append(rawpeer.in_pieces(rawpeer.GOOD_ECHO, size=1, delay=0.0005))
     with RawPeer(*[rawpeer.script(echo=answer) for answer in answers]) as peer:
         for _ in answers:
             result = run_echoscu(echoscu, peer.endpoint)

@@ -29,7 +29,7 @@ from canned import Canned, run_canned
 from certificates import issue, server_context
 from command import environment, run_process
 from leaks import no_more_files, nothing_left_behind
-from rawpeer import Close, Endpoint, RawPeer, Script, closed_port, full_listener, script
+from rawpeer import Endpoint, RawPeer, Script, close, closed_port, full_listener, script
 
 import dicom_echo as echo
 from dicom_echo import Address, AddressError, Counter, EchoError, Phase
@@ -219,7 +219,7 @@ FAILURES: dict[str, Script] = {
     "rejected": script(accept=rawpeer.associate_rj(2, 3, 1)),
     "not-supported": script(accept=rawpeer.associate_ac([(1, 3, None)])),
     "aborted": script(accept=rawpeer.abort(2, 6)),
-    "lost": script(accept=Close()),
+    "lost": script(accept=close),
     "protocol": script(accept=b"HTTP/1.1 400 Bad Request\r\n\r\n"),
     "timeout": script(accept=None),
 }
