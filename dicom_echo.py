@@ -2569,29 +2569,28 @@ class _Echoed(NamedTuple):
 class _Statistics:
     """Running totals, in constant memory."""
 
+    verdict: EchoResult  # what counts for a target: its last failure or, if there is none, its last echo
+
     def __init__(self) -> None:
         self.sent = 0
         self.kinds: dict[str, int] = {}
-        self.minimum = math.inf
-        self.maximum = 0.0
-        self._sum = 0.0
-        self._squares = 0.0
-        self.first: EchoResult | None = None
-        self.last: EchoResult | None = None
-        self.last_failure: EchoResult | None = None
+        self.began = self.ended = 0.0  # the first echo, and the last, in seconds since the epoch
+        self._minimum = math.inf
+        self._maximum = self._sum = self._squares = 0.0
         self.recent: deque[float] = deque(maxlen=60)  # drawn below the statistics
 
     def add(self, result: EchoResult) -> None:
+        start, took = result.started_at.timestamp(), result.total
+        self.began, self.ended = self.began or start, start + took
         self.sent += 1
         self.kinds[result.kind] = self.kinds.get(result.kind, 0) + 1
-        self.first, self.last = result if self.first is None else self.first, result  # no `or`: a failure is false
         if result.ok:
-            self.minimum, self.maximum = min(self.minimum, result.total), max(self.maximum, result.total)
-            self._sum += result.total
-            self._squares += result.total**2
-            self.recent.append(result.total)
-        else:
-            self.last_failure = result
+            self._minimum, self._maximum = min(self._minimum, took), max(self._maximum, took)
+            self._sum += took
+            self._squares += took**2
+            self.recent.append(took)
+        if not result.ok or self.succeeded == self.sent:
+            self.verdict = result
 
     @property
     def succeeded(self) -> int:
@@ -2607,21 +2606,10 @@ class _Statistics:
         return self._sum / self.succeeded
 
     @property
-    def deviation(self) -> float:
-        """The standard deviation that ping calls mdev."""
-        return math.sqrt(max(0.0, self._squares / self.succeeded - self.average**2))
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the start of the first echo to the end of the last."""
-        if self.first is None or self.last is None:
-            return 0.0
-        return (self.last.started_at - self.first.started_at).total_seconds() + self.last.total
-
-    @property
-    def verdict(self) -> EchoResult:
-        """The result that counts for a target: its last failure or, if there is none, its last echo."""
-        return cast("EchoResult", self.last if self.last_failure is None else self.last_failure)
+    def times(self) -> dict[str, float]:
+        """In seconds; the deviation is the standard deviation that ping calls mdev."""
+        deviation = math.sqrt(max(0.0, self._squares / self.succeeded - self.average**2))
+        return {"minimum": self._minimum, "average": self.average, "maximum": self._maximum, "deviation": deviation}
 
 
 class _Tally:
@@ -2825,7 +2813,7 @@ def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
     every = tally.total
     yield f"--- {target.target} echo statistics ---"
     under_way = f", {len(tally.under_way)} under way when interrupted" if tally.under_way else ""
-    took = f"time {every.duration * 1000:.0f} ms{under_way}"
+    took = f"time {(every.ended - every.began) * 1000:.0f} ms{under_way}"
     yield f"{every.sent} sent, {every.succeeded} succeeded, {every.loss:.4g}% loss, {took}"
     if every.succeeded:
         yield f"min/avg/max/mdev = {'/'.join(_four_times(every))} ms"
@@ -2928,8 +2916,7 @@ def _columns(text: str) -> int:
 
 def _four_times(statistics: _Statistics) -> list[str]:
     """Minimum, average, maximum and deviation, in milliseconds."""
-    times = (statistics.minimum, statistics.average, statistics.maximum, statistics.deviation)
-    return [f"{seconds * 1000:.2f}" for seconds in times]
+    return [f"{seconds * 1000:.2f}" for seconds in statistics.times.values()]
 
 
 def _verdict(result: EchoResult) -> str:
@@ -3027,14 +3014,12 @@ def _json_lines(tally: _Tally, summary: bool) -> Iterator[str]:
         yield json.dumps(event.result.to_dict())
     if summary:
         every = tally.total
-        times = ("minimum", "average", "maximum", "deviation")
-        end = None if every.last is None else every.last.started_at.timestamp() + every.last.total
         summed = {
             "schema_version": 1, "type": "summary",
-            "time": _iso(datetime.fromtimestamp(end, timezone.utc) if end else None),
+            "time": _iso(datetime.fromtimestamp(every.ended, timezone.utc) if every.sent else None),
             "targets": len(tally.targets), "sent": every.sent, "succeeded": every.succeeded,
             "loss_percent": round(every.loss, 3), "kinds": dict(sorted(every.kinds.items())),
-            "times_ms": {name: _milliseconds(getattr(every, name)) for name in times} if every.succeeded else None,
+            "times_ms": {name: _milliseconds(took) for name, took in every.times.items()} if every.succeeded else None,
         }  # fmt: skip
         yield json.dumps(summed)
 

@@ -234,5 +234,5 @@ def test_statistics_take_the_same_memory_for_any_number(peer: RawPeer) -> None:
         statistics.add(result)
     assert (statistics.sent, statistics.loss, len(statistics.recent)) == (20_000, 0, 60)
     assert statistics.average == pytest.approx(result.total)
-    assert statistics.deviation == pytest.approx(0, abs=1e-6)
+    assert statistics.times["deviation"] == pytest.approx(0, abs=1e-6)
     assert statistics.verdict is result
