@@ -43,7 +43,6 @@ import itertools
 import math
 import os
 import re
-import select
 import selectors
 import socket
 import stat
@@ -4218,54 +4217,49 @@ def _stop_signals() -> list[int]:
     return [number for number in named if number and signal.getsignal(number) != signal.SIG_IGN]
 
 
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP end the stream of results; a second one does what it would have done without us."""
+@contextlib.contextmanager
+def _ended_by_signal(results: _Stream, last_word: bool) -> Iterator[list[int]]:
+    """Let SIGINT, SIGTERM and SIGHUP end a stream; a second one does what it would have done without us.
 
-    def __init__(self, stream: _Stream, last_word: bool) -> None:
-        self._stream = stream
-        self._last_word = last_word  # afterwards, no signal shall lead to another line or exit code
-        self.number = 0
-        self._at = 0.0
-        self._before: dict[int, Any] = {}
+    Yields a list that the number of the first is put into. Once the ``last_word`` is said, no signal shall lead to
+    another line or exit code.
+    """
+    import signal
 
-    def on_signal(self, number: int, _frame: object) -> None:
-        import signal
+    caught: list[int] = []
+    caught_at = 0.0
+    before: dict[int, Any] = {}
 
-        if not self.number:
-            self.number, self._at = number, time.monotonic()
-            self._stream.end()
-        elif time.monotonic() - self._at > 0.1:  # sooner, it is the same one: sent to the process and to its group
-            signal.signal(number, self._before[number])
+    def on_signal(number: int, _frame: object) -> None:
+        nonlocal caught_at
+        if not caught:
+            caught_at = time.monotonic()
+            caught.append(number)
+            results.end()
+        elif time.monotonic() - caught_at > 0.1:  # sooner, it is the same one: sent to the process and to its group
+            signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    def __enter__(self) -> _Signals:
-        import signal
-
+    try:
         for number in _stop_signals():
             with contextlib.suppress(ValueError):  # not the main thread, or not the main interpreter
-                self._before[number] = signal.signal(number, self.on_signal) or signal.SIG_DFL  # None: not Python's
-        return self
+                before[number] = signal.signal(number, on_signal) or signal.SIG_DFL  # None: not Python's
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if last_word else handler)
 
-    def __exit__(self, *_: object) -> None:
-        import signal
 
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self._last_word else handler)
-
-    def can_write(self, stream: Any) -> bool:
-        """Wait until the reader takes more; after an interruption no longer than a second."""
-        poll: Any = getattr(select, "poll", None)  # Windows polls only sockets
-        try:
-            poller = poll()
-            poller.register(stream.fileno(), getattr(select, "POLLOUT", 0))
-        except (TypeError, OSError, ValueError, AttributeError):  # there is none, or no descriptor to poll
-            return True
-        waited = 0.0
-        while not poller.poll(250):
-            waited = waited + 0.25 if self.number else 0.0
+def _can_write(stream: Any, caught: list[int]) -> bool:
+    """Wait until the reader takes more; after an interruption no longer than a second."""
+    waited = 0.0
+    with contextlib.suppress(OSError, ValueError), _selector(1) as selector:  # it cannot be polled
+        selector.register(stream, selectors.EVENT_WRITE)
+        while not selector.select(0.25):
+            waited = waited + 0.25 if caught else 0.0
             if waited > 1.0:
                 return False
-        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -4313,7 +4307,7 @@ def _run(arguments: list[str], parser: Any) -> int:
                 plan = _Plan(args.id, count, interval, args.reuse, args.wait)
                 results = _campaign(targets, plan, _jobs(args.jobs, len(targets)))
             # Only now: while standard input is read, a signal must end the process.
-            signals = stack.enter_context(_Signals(results, last_word=_is_command and args.format == "nagios"))
+            caught = stack.enter_context(_ended_by_signal(results, _is_command and args.format == "nagios"))
             stream = stack.enter_context(_output(args.output))
         except ValueError as error:
             # A message that begins with a parameter of the API begins with the option instead.
@@ -4321,14 +4315,14 @@ def _run(arguments: list[str], parser: Any) -> int:
             wrong = [str(each).partition(" ") for each in error.args]
             parser.error(*(parameters.get(first, first) + space + rest for first, space, rest in wrong))
         if isinstance(results, _OtherEnd):
-            code = _print_visits(args, results, stream, signals, stack)
+            code = _print_visits(args, results, stream, caught, stack)
         else:
-            code = _print_echoes(args, results, targets, stream, signals, stack)
-        return max(code, _INTERRUPTED + signals.number) if signals.number and args.format != "nagios" else code
+            code = _print_echoes(args, results, targets, stream, caught, stack)
+        return max(code, _INTERRUPTED + caught[0]) if caught and args.format != "nagios" else code
 
 
 def _print(
-    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, signals: _Signals, stack: contextlib.ExitStack,
+    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, caught: list[int], stack: contextlib.ExitStack,
     show_progress: Callable[[str], None] = lambda _: None,
 ) -> int:  # fmt: skip
     """Print a report as it comes; return 0, or an exit code if it cannot be written."""
@@ -4340,9 +4334,9 @@ def _print(
                 show_progress("")
                 if args.quiet:
                     continue
-                if not signals.can_write(stream):
+                if not _can_write(stream, caught):
                     break
-                if signals.number and _is_terminal(stream):
+                if caught and _is_terminal(stream):
                     print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
             show_progress("")
@@ -4352,7 +4346,7 @@ def _print(
 
 
 def _print_echoes(
-    args: argparse.Namespace, campaign: _Stream, targets: Sequence[_Request], stream: TextIO, signals: _Signals,
+    args: argparse.Namespace, campaign: _Stream, targets: Sequence[_Request], stream: TextIO, caught: list[int],
     stack: contextlib.ExitStack,
 ) -> int:  # fmt: skip
     show_progress = _show_progress if _shows_progress(args, stream) else lambda _: None
@@ -4372,7 +4366,7 @@ def _print_echoes(
         lines = _table(tally, style, repeated, args.count == 0)
     else:
         lines = _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
-    unwritten = _print(args, lines, stream, signals, stack, show_progress)
+    unwritten = _print(args, lines, stream, caught, stack, show_progress)
     if args.format == "nagios":
         return unwritten or _nagios_state(tally, thresholds)
     answered = ("status", "rejected", "not-supported", "aborted", "protocol")
@@ -4381,13 +4375,13 @@ def _print_echoes(
 
 
 def _print_visits(
-    args: argparse.Namespace, end: _OtherEnd, stream: TextIO, signals: _Signals, stack: contextlib.ExitStack
+    args: argparse.Namespace, end: _OtherEnd, stream: TextIO, caught: list[int], stack: contextlib.ExitStack
 ) -> int:
     if not args.quiet:
         _complain(f"listening on {' and '.join(end.addresses)}")
     visits = stack.enter_context(contextlib.closing(end.visits()))
     style = None if args.format == "json" else _style(args.color, False, stream)
-    unwritten = _print(args, _visits(visits, style), stream, signals, stack)
+    unwritten = _print(args, _visits(visits, style), stream, caught, stack)
     if end.missed and not args.quiet:
         _complain(end.missed)
     return max(unwritten, 0 if end.answered else 3)
