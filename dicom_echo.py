@@ -3903,18 +3903,15 @@ def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
     from pathlib import Path
 
     file = path = Path(cacert)
-    loaded = 0
     try:
         for file in filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]:
-            try:
+            if _has_pem(file, "CERTIFICATE"):
                 context.load_verify_locations(file)
-                loaded += 1
-            except ssl.SSLError:
-                if _has_pem(file, "CERTIFICATE"):
-                    raise ValueError(f"cannot use {file}: a certificate in it is damaged") from None
+    except ssl.SSLError:
+        raise ValueError(f"cannot use {file}: a certificate in it is damaged") from None
     except OSError as error:
         raise ValueError(f"cannot use {error.filename or file}: {_reason(error)}") from None
-    if not loaded:
+    if not context.cert_store_stats()["x509"]:
         raise ValueError(f"cannot use {cacert}: contains no certificate in PEM format")
 
 
