@@ -3994,7 +3994,7 @@ def _targets(args: argparse.Namespace, tls: ssl.SSLContext | None) -> list[_Requ
         try:
             address = parse_address(text)
             title = args.called or address.ae_title or DEFAULT_CALLED_AE_TITLE
-            address = Address(None, address.host, address.port) if args.called else address
+            address = address._replace(ae_title=None)  # -aec has been settled: even the default overrides it
             found.append(_Request(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
         except AddressError as error:
             wrong.append(f"{where}: {error}")
