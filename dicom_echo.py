@@ -45,7 +45,6 @@ import os
 import re
 import selectors
 import socket
-import stat
 import sys
 import threading
 import time
@@ -4127,18 +4126,25 @@ def _check_folder(folder: str, file: str) -> None:
         raise ValueError(f"this user may not replace files in {folder}")
 
 
-def _is_terminal(stream: Any, or_dumb: bool = False) -> bool:
-    """Whether a stream, which an application may have replaced, is a terminal that can rewrite lines."""
-    isatty = getattr(stream, "isatty", None)
-    terminal = bool(isatty and not getattr(stream, "closed", False) and isatty())
-    return terminal and (or_dumb or os.environ.get("TERM") != "dumb")
+def _descriptor(stream: Any) -> int:
+    """The file descriptor of a stream; -1, which is none, for what an application may have put in its place."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return int(stream.fileno())
+    return -1
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream says that it is a terminal, and that can rewrite lines."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # closed, or an application's own
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    return False
 
 
 def _terminal_size(stream: Any) -> tuple[int, int]:
     """Columns and lines; no lines where there is no terminal."""
     width, height = 0, 0
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        width, height = os.get_terminal_size(stream.fileno())
+    with contextlib.suppress(OSError):
+        width, height = os.get_terminal_size(_descriptor(stream))
     columns = os.environ.get("COLUMNS", "")
     return (int(columns) if columns.isdecimal() else 0) or width or 80, height
 
@@ -4150,7 +4156,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     colour = choice == "always" or (choice == "auto" and wanted)
     if colour and os.name == "nt":
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width, height = _terminal_size(stream) if _is_terminal(stream, or_dumb=True) else (None, 0)
+    width, height = _terminal_size(stream) if os.isatty(_descriptor(stream)) else (None, 0)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
     return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
 
@@ -4161,10 +4167,7 @@ def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
         return False
     if _is_terminal(stream):
         return bool(args.count != 0)  # a table that is kept up to date shows it all
-    try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):
-        return False
+    return os.path.isfile(_descriptor(stream))
 
 
 def _progress(tally: _Tally) -> str:
