@@ -2664,14 +2664,13 @@ def _rounds(request: _Request, plan: _Plan) -> _Waiting[None]:
     ids = _message_ids(plan.first_id)
     if plan.wait is not None:
         yield from _retry(request, ids, plan.wait)
-        return
-    if plan.reuse:
+    elif plan.reuse:
         yield from _over_one_association(request, ids, plan)
-        return
-    for last, pause in _pauses(plan):
-        yield pause
-        yield request
-        yield _Echoed(request, (yield from _probe(request, next(ids), request.timeout)), last)
+    else:
+        for last, pause in _pauses(plan):
+            yield pause
+            yield request
+            yield _Echoed(request, (yield from _probe(request, next(ids), request.timeout)), last)
 
 
 def _message_ids(first: int) -> Iterator[int]:
@@ -2712,33 +2711,29 @@ def _retry(request: _Request, ids: Iterator[int], seconds: float) -> _Waiting[No
 def _over_one_association(request: _Request, ids: Iterator[int], plan: _Plan) -> _Waiting[None]:
     """Echoes over one association; when the peer ends it, that is reported and a new one is opened."""
     association: _Association | None = None
-    try:
+    with contextlib.ExitStack() as stack:  # closes the association that is open, if any
         for last, pause in _pauses(plan):
             yield pause
             yield request
             echo = _Echo(request, next(ids), request.timeout)
             try:
                 if association and (ended := association.resume(echo)):
-                    association.close()
+                    stack.close()
                     association = None
                     echo.notes.append(ended)
                 if not association:
-                    association = _Association(request)
+                    association = stack.enter_context(contextlib.closing(_Association(request)))
                     yield from association.open(echo)
                 yield from association.echo(echo)
             except EchoError as error:
                 echo.fail(error)
-                if association:
-                    association.close()
+                stack.close()
                 association = None
             yield _Echoed(request, echo.result(), last)
         if association:
             goodbye = _Echo(request, 0, request.timeout)
             association.resume(goodbye)
             yield from association.release(goodbye)
-    finally:
-        if association:
-            association.close()
 
 
 # -- 12. reports -------------------------------------------------------------------------------------------------------
