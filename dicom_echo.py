@@ -4167,7 +4167,7 @@ def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
 
 def _progress(tally: _Tally) -> str:
     done = f"{tally.finished} of {len(tally.targets)} done, " if len(tally.targets) > 1 else ""
-    return f"{done}waiting for {next(iter(tally.under_way.copy()), tally.targets[0]).target} ..."
+    return f"{done}waiting for {next(iter(tally.under_way), tally.targets[0]).target} ..."
 
 
 def _show_progress(text: str) -> None:
@@ -4194,13 +4194,12 @@ def _flush(for_nagios: bool) -> int:
     code = 0
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # a process may be started without
-                stream.flush()
+            stream.flush()
         except OSError as error:
             told = _unwritten(error, stream, for_nagios)
             code = told if stream is sys.stdout else code
         except (ValueError, AttributeError):
-            pass  # closed, or an application's own
+            pass  # closed, an application's own, or None: a process may be started without
     return code
 
 
