@@ -2748,7 +2748,7 @@ class _Style(NamedTuple):
     colour: bool = False
     symbols: bool = True
     verbose: bool = False
-    width: int | None = None  # columns; None is without limit
+    width: int = sys.maxsize  # columns; without limit where there is no terminal
     height: int = 0  # lines of a terminal on which a table can be kept up to date; 0 is none
 
     def symbol(self, name: str) -> str:
@@ -2761,7 +2761,7 @@ class _Style(NamedTuple):
         """A label and a text, broken between words where the width is too small, and indented to stand beneath."""
         line = ""
         for word in _printable(text).split(" "):
-            if line and self.width is not None and _columns(f"{label}{line} {word}") > self.width:
+            if line and _columns(f"{label}{line} {word}") > self.width:
                 yield label + self.paint(colour, line)
                 label, line = " " * min(_columns(label), 13), ""  # 13 columns are before each of the details
             line = f"{line} {word}" if line else word
@@ -2828,11 +2828,11 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
     """Text on many targets: a row for each as it finishes, then the failures again in full, then totals."""
     names = {target: (target.target, _printable(target.label or "")) for target in tally.targets}
     widths = [max(map(_columns, column)) for column in zip(*names.values())]
-    if style.width is not None:  # a row is one line: first the labels are cut, then the addresses
-        room = style.width - _columns(f"{style.symbol('failed')} ") - (44 if repeated else 16)  # times, gaps
-        widths[0] = min(widths[0], max(room, 8))
-        room -= widths[0] + len("  Connection lost")  # the longest title of a failure
-        widths[1] = min(widths[1], room) if room >= 8 else 0
+    # A row is one line: first the labels are cut, then the addresses.
+    room = style.width - _columns(f"{style.symbol('failed')} ") - (44 if repeated else 16)  # times, gaps
+    widths[0] = min(widths[0], max(room, 8))
+    room -= widths[0] + len("  Connection lost")  # the longest title of a failure
+    widths[1] = min(widths[1], room) if room >= 8 else 0
 
     def name(target: _Request) -> str:
         cells = [style.cut(text, width) for text, width in zip(names[target], widths)]
@@ -2845,8 +2845,8 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         verdict = statistics.verdict
         colour, words = "ok" if verdict.ok else "failed", _verdict(verdict)
         start = f"{name(target)}  {_times(statistics, repeated)}  {style.symbol(colour)} "
-        if style.width is not None:  # failures are repeated below in full
-            words = words if _columns(start + words) <= style.width else words.partition(":")[0]
+        if _columns(start + words) > style.width:  # failures are repeated below in full
+            words = words.partition(":")[0]
             start, words = style.cut(start, style.width), style.cut(words, style.width - _columns(start))
         return start + style.paint(colour, words)
 
@@ -2952,7 +2952,7 @@ def _details(result: EchoResult, style: _Style) -> Iterator[str]:
 
 def _timeline(result: EchoResult, style: _Style) -> Iterator[str]:
     """A row for each phase: its time, and a bar that shows its share and place in the whole."""
-    columns = max(8, min(40, (style.width or 80) - 28))
+    columns = max(8, min(40, style.width - 28))
     scale = columns / (sum(result.timings.values()) or 1.0)
     start = 0.0
     for phase, seconds in result.timings.items():
@@ -4151,7 +4151,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     colour = choice == "always" or (choice == "auto" and wanted)
     if colour and os.name == "nt":
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width, height = _terminal_size(stream) if os.isatty(_descriptor(stream)) else (None, 0)
+    width, height = _terminal_size(stream) if os.isatty(_descriptor(stream)) else (sys.maxsize, 0)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
     return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
 
