@@ -4136,10 +4136,11 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _terminal_size(stream: Any) -> tuple[int, int]:
-    """Columns and lines; no lines where there is no terminal."""
-    width, height = 0, 0
-    with contextlib.suppress(OSError):
+    """Columns and lines; columns without limit, and no lines, where there is no terminal."""
+    try:
         width, height = os.get_terminal_size(_descriptor(stream))
+    except OSError:
+        return sys.maxsize, 0
     columns = os.environ.get("COLUMNS", "")
     return (int(columns) if columns.isdecimal() else 0) or width or 80, height
 
@@ -4151,7 +4152,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     colour = choice == "always" or (choice == "auto" and wanted)
     if colour and os.name == "nt":
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
-    width, height = _terminal_size(stream) if os.isatty(_descriptor(stream)) else (sys.maxsize, 0)
+    width, height = _terminal_size(stream)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
     return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
 
