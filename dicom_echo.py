@@ -4087,13 +4087,11 @@ def _output(file: str | None) -> Iterator[TextIO]:
         with stream:
             yield stream
         if replaces and (os.path.getsize(draft) or not os.path.exists(final)):  # an interrupted run may have nothing
-            if os.path.exists(final):
-                old = os.stat(final)  # whose group and mode are kept, as far as this user may give them
-                with contextlib.suppress(OSError):
-                    if hasattr(os, "chown"):
-                        os.chown(draft, -1, old.st_gid)
-                with contextlib.suppress(OSError):
-                    os.chmod(draft, old.st_mode & 0o7777)
+            with contextlib.suppress(OSError):  # there is no old file, or this user may not give away its group
+                old = os.stat(final)
+                os.chmod(draft, old.st_mode & 0o7777)
+                if hasattr(os, "chown"):
+                    os.chown(draft, -1, old.st_gid)
             os.replace(draft, final)
     finally:
         if replaces:
