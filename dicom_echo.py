@@ -3500,6 +3500,27 @@ exit codes:
   130  interrupted; 143 terminated: the process ends by that signal
 With several targets, the highest of their exit codes is returned.
 With --format nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
+_SHORT_HELP = f"""\
+usage: dicom-echo [OPTIONS] HOST [HOST ...]
+
+{_DESCRIPTION}
+
+  HOST                [AE-TITLE@]HOST[:PORT]
+  -aec AE, -aet AE    called AE title (the peer's), calling AE title (ours)
+  -t SECONDS          time limit for a whole echo [{_DEFAULT_TIMEOUT:g}]
+  --tls               use TLS and verify the peer's certificate
+  -c N, -i SECONDS    send N echoes (0: until interrupted), at this interval
+  --wait SECONDS      retry until Success
+  -T FILE             many targets, one per line
+  -v, -d              show times and details; show every PDU
+  --format FORMAT     text, json, nagios or prometheus
+  --self-test         start a temporary local peer and echo it
+  --listen PORT       be echoed, and show what callers send
+  --help              everything else
+
+{_EXAMPLES}
+
+exit codes: 0 Success, 1 another answer, 2 wrong usage, 3 no answer"""
 
 
 def _complain(message: str, *further: str) -> None:
@@ -3683,30 +3704,6 @@ def _parser(for_nagios: bool = False) -> Any:
     add("--help", action="store_true", help="print this help")
     # fmt: on
     return parser
-
-
-def _short_help() -> str:
-    return f"""\
-usage: dicom-echo [OPTIONS] HOST [HOST ...]
-
-{_DESCRIPTION}
-
-  HOST                [AE-TITLE@]HOST[:PORT]
-  -aec AE, -aet AE    called AE title (the peer's), calling AE title (ours)
-  -t SECONDS          time limit for a whole echo [{_DEFAULT_TIMEOUT:g}]
-  --tls               use TLS and verify the peer's certificate
-  -c N, -i SECONDS    send N echoes (0: until interrupted), at this interval
-  --wait SECONDS      retry until Success
-  -T FILE             many targets, one per line
-  -v, -d              show times and details; show every PDU
-  --format FORMAT     text, json, nagios or prometheus
-  --self-test         start a temporary local peer and echo it
-  --listen PORT       be echoed, and show what callers send
-  --help              everything else
-
-{_EXAMPLES}
-
-exit codes: 0 Success, 1 another answer, 2 wrong usage, 3 no answer"""
 
 
 def _login_shell() -> str:
@@ -4274,7 +4271,7 @@ def _debugging() -> Iterator[None]:
 def _run(arguments: list[str], parser: Any) -> int:
     args = parser.parse_intermixed_args(arguments)
     if args.help:  # argparse's own action would ignore an error when printing
-        print(_short_help() if args.help == "short" else parser.format_help().rstrip())
+        print(_SHORT_HELP if args.help == "short" else parser.format_help().rstrip())
         return 0
     if args.version:
         print(*_versions(args.verbose), sep="\n")
