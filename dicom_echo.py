@@ -4152,24 +4152,19 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
     return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
 
 
-def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
-    """Whether a progress line would be seen, and not disturb the output of a program that we are piped to."""
-    if args.quiet or args.debug or not _is_terminal(sys.stderr):
-        return False
-    if _is_terminal(stream):
-        return bool(args.count != 0)  # a table that is kept up to date shows it all
-    return os.path.isfile(_descriptor(stream))
-
-
 def _progress(tally: _Tally) -> str:
     done = f"{tally.finished} of {len(tally.targets)} done, " if len(tally.targets) > 1 else ""
     return f"{done}waiting for {next(iter(tally.under_way), tally.targets[0]).target} ..."
 
 
-def _show_progress(text: str) -> None:
-    text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
-    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-        print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+def _show_progress(args: argparse.Namespace, text: str, stream: Any) -> None:
+    """Write over the line on standard error, where it can be seen and does not disturb what reads the results."""
+    # A table that is kept up to date shows it all; a program behind a pipe may write to the same terminal.
+    is_free = args.count != 0 if _is_terminal(stream) else os.path.isfile(_descriptor(stream))
+    if is_free and _is_terminal(sys.stderr) and not (args.quiet or args.debug or args.listen):
+        text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
 
 def _unwritten(error: Exception, stream: Any, for_nagios: bool) -> int:
@@ -4312,16 +4307,15 @@ def _run(arguments: list[str], parser: Any) -> int:
 
 
 def _print(
-    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, caught: list[int], stack: contextlib.ExitStack,
-    show_progress: Callable[[str], None] = lambda _: None,
-) -> int:  # fmt: skip
+    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, caught: list[int], stack: contextlib.ExitStack
+) -> int:
     """Print a report as it comes; return 0, or an exit code if it cannot be written."""
     if args.debug:
         stack.enter_context(_debugging())
     try:
         with stack.pop_all():  # closing the output may fail, too
             for line in lines:
-                show_progress("")
+                _show_progress(args, "", stream)
                 if args.quiet:
                     continue
                 if not _can_write(stream, caught):
@@ -4329,7 +4323,7 @@ def _print(
                 if caught and _is_terminal(stream):
                     print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
-            show_progress("")
+            _show_progress(args, "", stream)
     except OSError as error:  # everything else that may fail is in a result
         return _unwritten(error, stream, args.format == "nagios")
     return 0
@@ -4339,8 +4333,7 @@ def _print_echoes(
     args: argparse.Namespace, campaign: _Stream, targets: Sequence[_Request], stream: TextIO, caught: list[int],
     stack: contextlib.ExitStack,
 ) -> int:  # fmt: skip
-    show_progress = _show_progress if _shows_progress(args, stream) else lambda _: None
-    outcomes = campaign.outcomes(lambda: show_progress(_progress(tally)))
+    outcomes = campaign.outcomes(lambda: _show_progress(args, _progress(tally), stream))
     tally = _Tally(stack.enter_context(contextlib.closing(outcomes)), targets)
     style = _style(args.color, args.verbose or args.debug, stream)
     thresholds = _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
@@ -4356,7 +4349,7 @@ def _print_echoes(
         lines = _table(tally, style, repeated, args.count == 0)
     else:
         lines = _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
-    unwritten = _print(args, lines, stream, caught, stack, show_progress)
+    unwritten = _print(args, lines, stream, caught, stack)
     if args.format == "nagios":
         return unwritten or _nagios_state(tally, thresholds)
     answered = ("status", "rejected", "not-supported", "aborted", "protocol")
