@@ -2813,7 +2813,7 @@ def _text_on_repeats(tally: _Tally, style: _Style) -> Iterator[str]:
     if every.succeeded >= 5:  # enough for a picture: each time as a bar, against the longest
         bars = style.symbol("sparks")
         scale = (len(bars) - 1) / (max(every.recent) or 1.0)
-        yield "".join(bars[round(each * scale)] for each in every.recent)[-(style.width or 60) :]
+        yield "".join(bars[round(each * scale)] for each in every.recent)[-style.width :]
 
 
 def _one_of_many(start: str, result: EchoResult, style: _Style) -> Iterator[str]:
