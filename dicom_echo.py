@@ -1929,17 +1929,17 @@ class _Dialogue:
 _Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
 _PACKAGES = ("pynetdicom", "pydicom")
 
-# Importing pynetdicom and pydicom takes most of a command's time, and most of what they import is for images, storage,
-# printing and serving. Encoding a request needs these modules alone, without the __init__.py of the two packages.
-_LEAN = {
-    *("pydicom._uid_dict", "pydicom.charset", "pydicom.config", "pydicom.datadict", "pydicom.dataelem"),
-    *("pydicom.dataset", "pydicom.filebase", "pydicom.filewriter", "pydicom.multival", "pydicom.tag", "pydicom.uid"),
-    *("pydicom.valuerep", "pynetdicom._config", "pynetdicom._globals", "pynetdicom._validators"),
-    *("pynetdicom.dimse_messages", "pynetdicom.dimse_primitives", "pynetdicom.dsutils", "pynetdicom.pdu"),
-    *("pynetdicom.pdu_items", "pynetdicom.pdu_primitives", "pynetdicom.presentation", "pynetdicom.utils"),
-}
-# These import much of the standard library, of which an encoding does not use the following.
-_UNUSED = {"base64", "ctypes", "decimal", "hashlib", "inspect", "json", "pathlib", "secrets", "tempfile", "uuid"}
+# Importing pynetdicom and pydicom takes most of a command's time, and most of that goes to what encoding a request does
+# not use: what is for images, storage, printing and serving, and parts of the standard library.
+_LEFT_OUT = {
+    *_PACKAGES, "pynetdicom.sop_class", "pydicom._dicom_dict", "pydicom._private_dict", "pydicom._version",
+    "pydicom.encaps", "pydicom.errors", "pydicom.filereader", "pydicom.fileutil", "pydicom.hooks", "pydicom.jsonrep",
+    "pydicom.misc", "pydicom.overlays", "pydicom.overlays.numpy_handler", "pydicom.pixels", "pydicom.pixels.utils",
+    "pydicom.values", "pydicom.waveforms", "pydicom.pixel_data_handlers", "pydicom.pixel_data_handlers.util",
+    *(f"pydicom.pixel_data_handlers.{each}_handler" for each in ("gdcm", "jpeg_ls", "numpy", "pillow")),
+    "pydicom.pixel_data_handlers.pylibjpeg_handler", "pydicom.pixel_data_handlers.rle_handler",
+    "base64", "ctypes", "decimal", "hashlib", "inspect", "json", "pathlib", "secrets", "tempfile", "uuid",
+}  # fmt: skip
 # Of pydicom's dictionary of 5,000 elements, those of group 0000 that a C-ECHO, or an import, looks up (PS3.7 E.1).
 _DICTIONARY = {
     0x0000: ("UL", "1", "", "", "CommandGroupLength"), 0x0002: ("UI", "1", "", "", "AffectedSOPClassUID"),
@@ -1955,8 +1955,8 @@ _own_process = False  # _command() sets it: no other code runs here that could i
 def _lean_import(encode: _Encoder) -> _Encoder:
     """Where the process is ours, let a function import only those modules of pynetdicom and pydicom that it needs.
 
-    Hollow modules replace all others: any name can be imported from them, but using it raises, and then the function
-    runs again with everything imported as usual. So another release of pydicom may cost time, but changes no byte.
+    Hollow modules replace others: any name can be imported from them, but using it raises, and then the function runs
+    again with everything imported as usual. So another release of pydicom may cost time, but changes no byte.
     sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
     """
 
@@ -1969,11 +1969,10 @@ def _lean_import(encode: _Encoder) -> _Encoder:
         import logging
 
         logging.getLogger("pynetdicom").addHandler(logging.NullHandler())  # as its __init__.py does
-        finder = _LeanFinder()
-        sys.meta_path.insert(0, finder)
-        for name, module in _lean_modules.items():
-            sys.modules.setdefault(name, module)
         before = sys.modules.keys() - _lean_modules.keys()
+        hollow = {name: _HollowModule(name) for name in _LEFT_OUT - before - _lean_modules.keys()}
+        for name, module in {**hollow, "numpy": None, **_lean_modules}.items():  # None: as if not installed
+            sys.modules.setdefault(name, module)
         gc.disable()  # importing makes many objects and hardly any garbage
         try:
             return encode(*arguments, **named)
@@ -1986,10 +1985,9 @@ def _lean_import(encode: _Encoder) -> _Encoder:
                 del sys.modules[name]
         finally:
             gc.enable()
-            sys.meta_path.remove(finder)
             for name in sys.modules.keys() - before:
                 _lean_modules[name] = sys.modules[name]
-                if name.partition(".")[0] in _PACKAGES or isinstance(sys.modules[name], _HollowModule):
+                if name.partition(".")[0] in (*_PACKAGES, "numpy") or isinstance(sys.modules[name], _HollowModule):
                     del sys.modules[name]
         return encode(*arguments, **named)
 
@@ -1999,33 +1997,18 @@ def _lean_import(encode: _Encoder) -> _Encoder:
 class _HollowModule(types.ModuleType):
     """Stands in for a module, or for the __init__.py of a package."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        package = importlib.machinery.PathFinder.find_spec(name) if name in _PACKAGES else None
+        self.__path__ = (package and package.submodule_search_locations) or []
+        if name == "pydicom._dicom_dict":
+            vars(self).update(DicomDictionary=_DICTIONARY, RepeatersDictionary={})
+
     def __getattr__(self, name: str) -> Any:
-        full_name = f"{self.__name__}.{name}"
-        return importlib.import_module(full_name) if full_name in _LEAN else _StandIn(name, (), {})
-
-
-class _LeanFinder:
-    """Finds hollow modules for those that are left out, and hides numpy, which pydicom imports if it is there."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name == "numpy":
-            raise ModuleNotFoundError(name)
-        if name in _LEAN or (name.partition(".")[0] not in _PACKAGES and name not in _UNUSED):
-            return None  # Python's own finders go on
-        spec = importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]  # it has a loader's methods
-        if name in _PACKAGES and (real := importlib.machinery.PathFinder.find_spec(name)):
-            spec.submodule_search_locations = real.submodule_search_locations
-        return spec
-
-    def create_module(self, spec: Any) -> Any:
-        module: Any = _HollowModule(spec.name)
-        module.__path__ = spec.submodule_search_locations
-        if spec.name == "pydicom._dicom_dict":
-            module.DicomDictionary, module.RepeatersDictionary = _DICTIONARY, {}
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        """There is nothing to execute."""
+        if self.__name__ in _PACKAGES:
+            with contextlib.suppress(ImportError):
+                return importlib.import_module(f"{self.__name__}.{name}")
+        return _StandIn(name, (), {})
 
 
 class _StandIn(type):

@@ -90,7 +90,7 @@ print(*[name for name, module in dicom_echo._lean_modules.items()
 def test_what_is_needed_after_all(ordinary: list[str]) -> None:
     """By another release of pydicom, say: the stand-in refuses, and all is imported."""
     changes = (
-        "_LEAN.remove('pydicom.charset')", "_LEAN.remove('pynetdicom.pdu_items')", "_UNUSED.add('struct')",
+        "_LEFT_OUT.add('pydicom.charset')", "_LEFT_OUT.add('pynetdicom.pdu_items')", "_LEFT_OUT.add('struct')",
         "_DICTIONARY.pop(0x1005)",
     )  # fmt: skip
     report = "print(dicom_echo._own_process, 'pydicom.config' in sys.modules)"
