@@ -1822,22 +1822,18 @@ class _Dialogue:
         )
 
     def _on_accept(self, pdu: bytes) -> _Event:
-        accepted = _decode_associate_ac(pdu)
-        if accepted.result is None:
+        result, syntaxes, peer, notes = _decode_associate_ac(pdu)
+        if result is None:
             raise ProtocolError(f"the peer accepts, but does not mention presentation context {_CONTEXT_ID}")
-        if accepted.result != 0:
-            meaning = _CONTEXT_RESULTS.get(accepted.result, "reserved result")
-            raise NotSupported(meaning, detail=f"presentation context result {accepted.result}", result=accepted.result)
-        self._peer_max_pdu = accepted.max_pdu or 0
-        notes, syntax = list(accepted.notes), (accepted.transfer_syntaxes or (None,))[0]
-        if len(accepted.transfer_syntaxes) != 1:
-            number = len(accepted.transfer_syntaxes) or "no"
-            notes.append(f"the peer accepted with {number} transfer syntaxes instead of one")
-        elif syntax not in self._request.transfer_syntaxes:
+        if result != 0:
+            meaning = _CONTEXT_RESULTS.get(result, "reserved result")
+            raise NotSupported(meaning, detail=f"presentation context result {result}", result=result)
+        self._peer_max_pdu = peer.max_pdu or 0
+        if len(syntaxes) != 1:
+            notes.append(f"the peer accepted with {len(syntaxes) or 'no'} transfer syntaxes instead of one")
+        elif syntaxes[0] not in self._request.transfer_syntaxes:
             notes.append("the peer accepted with a transfer syntax that was not proposed")
-        identity = "accepted" if accepted.confirms_identity else "not stated"
-        peer = Peer(accepted.class_uid, accepted.version_name, accepted.max_pdu, syntax)
-        return _Event(peer._replace(user_identity=identity) if self._request.identity else peer, notes=notes)
+        return _Event(peer if self._request.identity else peer._replace(user_identity=None), notes=notes)
 
     def _on_reject(self, pdu: bytes) -> NoReturn:
         result, source, reason = pdu[7:10]
@@ -2176,25 +2172,16 @@ def _take_pdu(buffer: bytearray) -> bytes | None:
     return pdu
 
 
-class _AssociateAC(NamedTuple):
-    """What an A-ASSOCIATE-AC says (PS3.8 9.3.3); what is missing is None."""
+def _decode_associate_ac(pdu: bytes) -> tuple[int | None, list[str], Peer, list[str]]:
+    """A-ASSOCIATE-AC: the result and the transfer syntaxes of our presentation context, what the peer says, and notes.
 
-    result: int | None  # of our presentation context
-    transfer_syntaxes: tuple[str | None, ...]
-    class_uid: str | None
-    version_name: str | None
-    max_pdu: int | None
-    confirms_identity: bool
-    notes: list[str]
-
-
-def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
-    """A-ASSOCIATE-AC; unknown items (PS3.8 9.3.1), the AE titles and what is reserved are ignored."""
+    Unknown items (PS3.8 9.3.1), the AE titles and what is reserved are ignored.
+    """
     what, notes, items = "A-ASSOCIATE-AC", list[str](), _associate_items(pdu)
     if not pdu[7] & 1:
         notes.append(f"the peer states protocol version {pdu[6:8].hex()}H, without bit 0 (PS3.8 9.3.3)")
     result: int | None = None
-    syntaxes: tuple[str | None, ...] = ()
+    syntaxes: list[str] = []
     said: dict[int, bytes] = {}
     for kind, item in items:
         if kind == 0x21:  # presentation context: ID, reserved, result, reserved, transfer syntax
@@ -2205,15 +2192,21 @@ def _decode_associate_ac(pdu: bytes) -> _AssociateAC:
                     raise ProtocolError(f"presentation context {_CONTEXT_ID} has two results, {result} and {item[2]}")
                 result = item[2]
                 raw = [value for kind, value in _items(item, what, 4) if kind == 0x40] if result == 0 else []
-                syntaxes = tuple(map(_text, raw))
+                syntaxes = list(map(_text, raw))
                 if any(value != value.strip(b" \0") for value in raw):
                     notes.append("the peer pads the UID of the transfer syntax, which PS3.8 Annex F does not allow")
         elif kind == 0x50:
             said = dict(_items(item, what))
     if 0x51 in said and len(said[0x51]) != 4:
         raise ProtocolError(f"malformed {what}: a maximum length of {len(said[0x51])} bytes, 4 expected")
-    max_pdu = int.from_bytes(said[0x51], "big") if 0x51 in said else None
-    return _AssociateAC(result, syntaxes, _text(said.get(0x52)), _text(said.get(0x55)), max_pdu, 0x59 in said, notes)
+    peer = Peer(
+        implementation_class_uid=_text(said[0x52]) if 0x52 in said else None,
+        implementation_version_name=_text(said[0x55]) if 0x55 in said else None,
+        max_pdu=int.from_bytes(said[0x51], "big") if 0x51 in said else None,
+        transfer_syntax=syntaxes[0] if syntaxes else None,
+        user_identity="accepted" if 0x59 in said else "not stated",
+    )
+    return result, syntaxes, peer, notes
 
 
 def _associate_items(pdu: bytes) -> Iterator[tuple[int, bytes]]:
@@ -2234,9 +2227,9 @@ def _items(data: bytes, what: str, at: int = 0) -> Iterator[tuple[int, bytes]]:
         at = end
 
 
-def _text(value: bytes | None) -> str | None:
+def _text(value: bytes) -> str:
     """A peer's text without padding. It is cut, since results are kept; PS3.5 6.2 allows it 64 characters at most."""
-    return None if value is None else value[:256].decode("latin-1").strip(" \0") + "…" * (len(value) > 256)
+    return value[:256].decode("latin-1").strip(" \0") + "…" * (len(value) > 256)
 
 
 def _decode_p_data(pdu: bytes) -> list[tuple[int, int, bytes]]:
@@ -2276,7 +2269,7 @@ class _Command(NamedTuple):
         return int.from_bytes(value, "little")
 
     def text(self, name: str) -> str:
-        return _text(self.elements.get(name)) or ""
+        return _text(self.elements.get(name, b""))
 
 
 def _decode_command(data: bytes) -> _Command:
@@ -3404,7 +3397,7 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
     visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
     for kind, item in items:
         if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
-            syntaxes = [(kind, _text(value) or "") for kind, value in _items(item, what, 4)]
+            syntaxes = [(kind, _text(value)) for kind, value in _items(item, what, 4)]
             offered = [name for kind, name in syntaxes if kind == 0x40]
             sop_classes = [name for kind, name in syntaxes if kind == 0x30]
             visit.proposed += [(name, offered) for name in sop_classes]
@@ -3413,7 +3406,8 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
             contexts[int.from_bytes(item[:1], "big")] = result, (known or [_TRANSFER_SYNTAXES["implicit"]])[0]
         elif kind == 0x50:
             said = dict(_items(item, what))
-            visit.version_name, max_pdu = _text(said.get(0x55)), int.from_bytes(said.get(0x51, b"")[:4], "big")
+            visit.version_name = _text(said[0x55]) if 0x55 in said else None
+            max_pdu = int.from_bytes(said.get(0x51, b"")[:4], "big")
     if not (visit.called and visit.calling):
         raise ProtocolError(f"malformed {what}: an AE title is missing")
     if not all(context_id % 2 for context_id in contexts):
