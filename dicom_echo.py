@@ -1877,9 +1877,9 @@ class _Dialogue:
 
     def _on_command(self, data: bytes) -> _Event:
         """Check a message against PS3.7 9.3.5.2: this is the answer, and to this request."""
-        command = _decode_command(data)
-        kind, answers = command.number("Command Field"), command.number("Message ID Being Responded To")
-        status, data_set = command.number("Status"), command.number("Command Data Set Type")
+        elements, notes = _decode_command(data)
+        kind, answers = _integer(elements, "Command Field"), _integer(elements, "Message ID Being Responded To")
+        status, data_set = _integer(elements, "Status"), _integer(elements, "Command Data Set Type")
         if kind != 0x8030:
             what = "a message without a command field" if kind is None else f"command {_hex(kind)}"
             raise ProtocolError(f"received {what}, expected C-ECHO-RSP (8030H)")
@@ -1891,14 +1891,13 @@ class _Dialogue:
         if status is None:
             raise ProtocolError("the C-ECHO-RSP contains no status")
         self._message_id = None
-        notes = list(command.notes)
         if data_set not in (None, 0x0101):
             self._data_set_due = True
             notes.append(f"the C-ECHO-RSP announces a data set (command data set type {_hex(data_set)})")
-        sop_class = command.text("Affected SOP Class UID")
+        sop_class = _text(elements.get("Affected SOP Class UID", b""))
         if sop_class not in ("", _VERIFICATION):
             notes.append(f"the C-ECHO-RSP names SOP class {sop_class}, not Verification")
-        if comment := command.text("Error Comment"):
+        if comment := _text(elements.get("Error Comment", b"")):
             notes.append(f"the peer's error comment: {comment}")
         return _Event(status=status, notes=notes)
 
@@ -2254,26 +2253,8 @@ _ELEMENTS = {
 }  # fmt: skip
 
 
-class _Command(NamedTuple):
-    """A command set (PS3.7 6.3.1), whatever message it is: its elements as bytes, by name."""
-
-    elements: dict[str, bytes]
-    notes: list[str]
-
-    def number(self, name: str) -> int | None:
-        value = self.elements.get(name)
-        if value is None:
-            return None
-        if len(value) != 2:
-            raise ProtocolError(f"malformed command set: {name} has {len(value)} bytes, 2 expected")
-        return int.from_bytes(value, "little")
-
-    def text(self, name: str) -> str:
-        return _text(self.elements.get(name, b""))
-
-
-def _decode_command(data: bytes) -> _Command:
-    """Read Implicit VR Little Endian (PS3.7 6.3.1), and the Explicit VR that some peers send instead."""
+def _decode_command(data: bytes) -> tuple[dict[str, bytes], list[str]]:
+    """A command set by the names of its elements, and notes; in Implicit VR (PS3.7 6.3.1), or in Explicit VR."""
     elements, notes = dict[str, bytes](), list[str]()
     explicit = data[4:6].isalpha() and data[4:6].isupper()  # the VR of the first element, or else its length
     if explicit:
@@ -2299,7 +2280,15 @@ def _decode_command(data: bytes) -> _Command:
         elements[name] = value
         if name.endswith("UID") and (length % 2 or value.endswith(b" ")):
             notes.append(f"the {name} of the answer is not padded as PS3.5 9.1 requires")
-    return _Command(elements, notes)
+    return elements, notes
+
+
+def _integer(elements: dict[str, bytes], name: str) -> int | None:
+    """The value of an element of a command set that is a number; None if it is not there."""
+    value = elements.get(name)
+    if value is not None and len(value) != 2:
+        raise ProtocolError(f"malformed command set: {name} has {len(value)} bytes, 2 expected")
+    return None if value is None else int.from_bytes(value, "little")
 
 
 _ITEM_NAMES = {
@@ -2323,7 +2312,7 @@ def _describe_pdu(pdu: bytes) -> str:
             for context_id, header, fragment in _decode_p_data(pdu):
                 what = "command set" if header & 1 else "data set"
                 lines.append(f"presentation context {context_id}, {what}{', last fragment' if header & 2 else ''}")
-                elements = _decode_command(fragment).elements if header & 1 else {}
+                elements = _decode_command(fragment)[0] if header & 1 else {}
                 for name, value in elements.items():
                     shown = _hex(int.from_bytes(value, "little")) if len(value) == 2 else _text(value)
                     lines.append(f"  {name}: {shown}")
@@ -3380,9 +3369,9 @@ def _receive_request(wire: _Wire, buffer: bytearray) -> _Waiting[tuple[int, int,
         for context_id, header, fragment in _decode_p_data(pdu):
             data += fragment
             if header & 2:  # it is the last
-                command = _decode_command(data if header & 1 else b"")
-                field, message_id = command.number("Command Field"), command.number("Message ID")
-                if field != 0x0030 or message_id is None or command.number("Command Data Set Type") != 0x0101:
+                command, _ = _decode_command(data if header & 1 else b"")
+                field, message_id = _integer(command, "Command Field"), _integer(command, "Message ID")
+                if field != 0x0030 or message_id is None or _integer(command, "Command Data Set Type") != 0x0101:
                     raise ProtocolError("received a message other than C-ECHO-RQ")
                 return 4, context_id, message_id
 
