@@ -1103,7 +1103,6 @@ class _Echo:
         self.request = request
         self.message_id = message_id
         self.seconds = seconds
-        self.until = time.perf_counter() + seconds
         self.started_at = datetime.now(timezone.utc)
         self.wire = _Wire()  # until its association takes it up: then that one's
         self.timings: dict[Phase, float] = {}
@@ -1141,7 +1140,7 @@ class _Echo:
 
     def expired(self, case: str = "", detail: str = "") -> TimedOut:
         message, self.wire.ready_at = _no_answer(self.seconds), None  # a part of an answer does not end the phase
-        late = time.perf_counter() - self.until
+        late = time.perf_counter() - self.wire.until
         if late > 1.0:  # the loop looks at the clock in time, unless this process did not run
             message, case = f"{message}, but this process did not run for {late:.0f} s", "suspended"
         return TimedOut(message, case=case, detail=detail, timeout=self.seconds)
@@ -1187,7 +1186,7 @@ class _Association:
                 yield from wire.start_tls(request.tls, request.server_hostname or host)
         start = time.perf_counter()
         _load_codec()
-        echo.until = wire.until = echo.until + time.perf_counter() - start  # time of our own: stop the clock
+        wire.until += time.perf_counter() - start  # time of our own: stop the clock
         with echo.phase(Phase.associate):
             accepted = yield from self._exchange(self._dialogue.associate(), echo)
         self._peer = echo.peer = accepted.peer
@@ -1214,7 +1213,7 @@ class _Association:
 
     def _take_up(self, echo: _Echo) -> None:
         echo.wire, echo.peer = self._wire, self._peer
-        self._wire.until = echo.until
+        self._wire.until = time.perf_counter() + echo.seconds
 
     def echo(self, echo: _Echo) -> _Waiting[None]:
         """C-ECHO (PS3.7 9.1.5)."""
@@ -1229,8 +1228,9 @@ class _Association:
 
     def release(self, echo: _Echo) -> _Waiting[None]:
         """A-RELEASE, or A-ABORT if asked for (PS3.8 7.2, 7.3). The verdict stands: a failure here becomes a note."""
-        echo.seconds = max(0.001, min(_RELEASE_TIMEOUT, echo.until - time.perf_counter()))
-        echo.until = self._wire.until = time.perf_counter() + echo.seconds
+        now = time.perf_counter()
+        echo.seconds = max(0.001, min(_RELEASE_TIMEOUT, self._wire.until - now))
+        self._wire.until = now + echo.seconds
         try:
             with echo.phase(Phase.release):
                 if self._request.abort:
