@@ -1501,11 +1501,15 @@ class _Wire:
         # Names in certificates, and SNI (RFC 6066 3), have no trailing dot; a zone has a meaning only on this host.
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
+        certificate = _read_certificate(secured)
         self.tls = TLSInfo(
-            secured.version() or "",
-            (secured.cipher() or ("",))[0],
+            version=secured.version() or "",
+            cipher=(secured.cipher() or ("",))[0],
+            certificate_expiry=_read_time(certificate.get("notAfter", "")),
             certificate_verified=context.verify_mode != 0,
-            **_read_certificate(secured),
+            subject=", ".join(map("=".join, _name_parts(certificate, "subject"))),
+            issuer=", ".join(map("=".join, _name_parts(certificate, "issuer"))),
+            names=tuple(_names(certificate)),
         )
 
     def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
@@ -1596,105 +1600,78 @@ def _check_names(secured: ssl.SSLSocket) -> None:
 
     OpenSSL would end the handshake on a mismatch without telling the names.
     """
-    from ipaddress import ip_address
-
-    certificate: Any = secured.getpeercert()
+    certificate = _read_certificate(secured)
     name = str(secured.server_hostname).lower()
-    alternatives = certificate.get("subjectAltName", ())
     if _ip_version(name):
-        addresses = [value.strip() for kind, value in alternatives if kind == "IP Address"]
-        fits = ip_address(name) in map(ip_address, addresses)
+        fits = _short_ip(name) in _alternatives(certificate, "IP Address")
     else:
-        names = [value.lower() for kind, value in alternatives if kind == "DNS"] or [
-            value.lower() for part in certificate["subject"] for kind, value in part if kind == "commonName"
-        ]
+        names = [each.lower() for each in _alternatives(certificate, "DNS") or _common_names(certificate)]
         first, _, rest = name.partition(".")
         fits = name in names or bool(first and "." in rest and f"*.{rest}" in names)
     if not fits:
-        there = _read_certificate(secured)["names"]
+        there = _names(certificate)
         detail = f"it names {', '.join(there) or 'nothing'}, not {name}"
         if name in there:
             detail = f"it names {name} as its common name, which does not count for an IP address"
-        raise TLSFailed("the certificate is for another name", detail=detail, names=list(there))
+        raise TLSFailed("the certificate is for another name", detail=detail, names=there)
 
 
 def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
-    """The peer's certificate for `TLSInfo`. The ssl module reads only one that it has verified, so not with -k."""
-    try:
-        return _decode_certificate(secured.getpeercert(binary_form=True) or b"")
-    except (ValueError, IndexError):  # OpenSSL has accepted it: that we cannot read it is no failure
-        return {"certificate_expiry": None, "subject": "", "issuer": "", "names": ()}
+    """The peer's certificate, as the ssl module decodes it; empty if it cannot, which is no failure."""
+    with contextlib.suppress(OSError, ValueError):
+        if certificate := secured.getpeercert():
+            return certificate
+        import ssl
+
+        # The module decodes none that was not verified, but goes by the context that the socket has by now.
+        context, secured.context = secured.context, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            return secured.getpeercert() or {}
+        finally:
+            secured.context = context
+    return {}
 
 
-def _decode_certificate(data: bytes) -> dict[str, Any]:
-    """The fields of a certificate that `TLSInfo` shows (RFC 5280 4.1), from DER."""
-    from ipaddress import ip_address
-
-    [(_, certificate)] = _der(data)
-    to_be_signed = [(tag, value) for tag, value in _der(_der(certificate)[0][1]) if tag != 0xA0]  # without the version
-    _serial, _algorithm, (_, issuer), (_, validity), (_, subject), *others = to_be_signed
-    subject_parts = _decode_name(subject)
-    names = [value for kind, value in subject_parts if kind == "CN"]
-    for extensions in (value for tag, value in others if tag == 0xA3):
-        for _, extension in _der(_der(extensions)[0][1]):
-            (_, identifier), *_, (_, content) = _der(extension)
-            if identifier == b"\x55\x1d\x11":  # 2.5.29.17, subject alternative name
-                names = [
-                    value.decode("latin-1") if tag == 0x82 else str(ip_address(value))
-                    for tag, value in _der(_der(content)[0][1])
-                    if tag in (0x82, 0x87)  # DNS names and IP addresses: an echo uses no others
-                ] or names
-    return {
-        "certificate_expiry": _decode_time(*_der(validity)[1]),
-        "subject": ", ".join(map("=".join, subject_parts)),
-        "issuer": ", ".join(map("=".join, _decode_name(issuer))),
-        "names": tuple(names),
-    }
+def _names(certificate: dict[str, Any]) -> list[str]:
+    return _alternatives(certificate, "DNS", "IP Address") or _common_names(certificate)
 
 
-def _der(data: bytes) -> list[tuple[int, bytes]]:
-    """Split DER (X.690) into its elements: tag and content of each."""
-    elements, at = [], 0
-    while at < len(data):
-        length, start = data[at + 1], at + 2
-        if length & 0x80:
-            start += length & 0x7F
-            length = int.from_bytes(data[at + 2 : start], "big")
-        end = start + length
-        if end > len(data):
-            raise ValueError("cut off")
-        elements.append((data[at], data[start:end]))
-        at = end
-    return elements
+def _alternatives(certificate: dict[str, Any], *kinds: str) -> list[str]:
+    """The subject alternative names of these kinds."""
+    names = certificate.get("subjectAltName", ())
+    return [_short_ip(name) if kind == "IP Address" else name for kind, name in names if kind in kinds]
 
 
-# RFC 4514 3, and two more as OpenSSL names them
+def _common_names(certificate: dict[str, Any]) -> list[str]:
+    return [value for kind, value in _name_parts(certificate, "subject") if kind == "CN"]
+
+
+# RFC 4514 3
 _NAME_PARTS = {
-    "550403": "CN", "550405": "serialNumber", "550406": "C", "550407": "L", "550408": "ST", "55040a": "O",
-    "55040b": "OU", "0992268993f22c640119": "DC", "2a864886f70d010901": "emailAddress",
+    "commonName": "CN", "countryName": "C", "localityName": "L", "stateOrProvinceName": "ST", "organizationName": "O",
+    "organizationalUnitName": "OU", "domainComponent": "DC",
 }  # fmt: skip
-_STRINGS = {0x0C: "utf-8", 0x1E: "utf-16-be", 0x1C: "utf-32-be"}  # UTF8String, BMPString, UniversalString
 
 
-def _decode_name(name: bytes) -> list[tuple[str, str]]:
-    """The parts of a distinguished name (RFC 5280 4.1.2.4), in the certificate's order."""
-    parts = []
-    for _, several in _der(name):
-        for _, part in _der(several):
-            (_, kind), (tag, value) = _der(part)
-            text = value.decode(_STRINGS.get(tag, "latin-1"), "replace")
-            parts.append((_NAME_PARTS.get(kind.hex(), kind.hex()), text))
-    return parts
+def _name_parts(certificate: dict[str, Any], whose: str) -> list[tuple[str, str]]:
+    """The parts of the name of the subject or the issuer, in the certificate's order."""
+    return [(_NAME_PARTS.get(kind, kind), value) for several in certificate.get(whose, ()) for kind, value in several]
 
 
-def _decode_time(tag: int, value: bytes) -> datetime | None:
-    """UTCTime or GeneralizedTime (RFC 5280 4.1.2.5)."""
-    digits = value.decode("latin-1")
-    if tag == 0x17:
-        digits = ("19" if digits >= "50" else "20") + digits
-    parts = re.fullmatch("([0-9]{4})" + "([0-9]{2})" * 5 + "Z", digits)
+def _short_ip(text: str) -> str:
+    """An IP address in its usual form: ::1, where OpenSSL has 0:0:0:0:0:0:0:1."""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    with contextlib.suppress(OSError, ValueError):
+        return socket.inet_ntop(family, socket.inet_pton(family, text.strip()))
+    return text
+
+
+def _read_time(text: str) -> datetime | None:
+    """OpenSSL's ``Jan  5 09:34:43 2018 GMT``; for `ssl.cert_time_to_seconds`, more would have to be imported."""
     with contextlib.suppress(ValueError):
-        return datetime.fromisoformat("{}-{}-{}T{}:{}:{}+00:00".format(*parts.groups())) if parts else None
+        month, day, clock, year, _ = text.split()
+        number = "JanFebMarAprMayJunJulAugSepOctNovDec".index(month) // 3 + 1
+        return datetime.fromisoformat(f"{year}-{number:02}-{day:0>2}T{clock}+00:00")
     return None
 
 

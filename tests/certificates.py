@@ -24,8 +24,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from dicom_echo import _der
-
 SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 LOCAL = ("localhost", "127.0.0.1")
 
@@ -113,10 +111,10 @@ def forge(
     certificate: x509.Certificate, signer: ec.EllipticCurvePrivateKey, *, sha1: bool, version: int
 ) -> x509.Certificate:
     """The same certificate signed anew as no builder would do it: with SHA-1, or without version and extensions."""
-    [(_, whole)] = _der(certificate.public_bytes(serialization.Encoding.DER))
-    (_, signed), algorithm, _ = _der(whole)
+    [(_, whole)] = elements_of(certificate.public_bytes(serialization.Encoding.DER))
+    (_, signed), algorithm, _ = elements_of(whole)
     weak = 0x30, bytes.fromhex("06072a8648ce3d0401")  # ecdsa-with-SHA1
-    parts = [weak if sha1 and part == algorithm else part for part in _der(signed)]
+    parts = [weak if sha1 and part == algorithm else part for part in elements_of(signed)]
     to_be_signed = der(0x30, *(der(*part) for part in parts if version != 1 or part[0] not in (0xA0, 0xA3)))
     if sha1:  # as if its digest were one of SHA-256
         digest = hashlib.sha1(to_be_signed, usedforsecurity=False).digest()
@@ -125,6 +123,19 @@ def forge(
         signature = signer.sign(to_be_signed, ec.ECDSA(hashes.SHA256()))
     algorithm = weak if sha1 else algorithm
     return x509.load_der_x509_certificate(der(0x30, to_be_signed, der(*algorithm), der(0x03, b"\0" + signature)))
+
+
+def elements_of(data: bytes) -> list[tuple[int, bytes]]:
+    """Split DER (X.690) into its elements: tag and content of each."""
+    elements = []
+    while data:
+        length, start = data[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(data[2:start], "big")
+        elements.append((data[0], data[start : start + length]))
+        data = data[start + length :]
+    return elements
 
 
 def der(tag: int, *contents: bytes) -> bytes:

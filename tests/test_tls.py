@@ -442,22 +442,10 @@ def test_files_that_cannot_be_used(capsys: Capsys, tmp_path: Path, monkeypatch: 
         assert (code, out, err.count("\n"), why in err) == (2, "", 1, True), err
 
 
-# --- What is pure ----------------------------------------------------------------------------------------------------
-
-
 def test_times_of_certificates() -> None:
-    years = {
-        (0x17, "491231235959Z"): 2049, (0x17, "500101000000Z"): 1950, (0x18, "20500101000000Z"): 2050,
-        (0x18, "99991231235959Z"): 9999, (0x17, "500101000000+0100"): None, (0x18, "20501301000000Z"): None,
+    times = {
+        "Jan  5 09:34:43 2018 GMT": datetime(2018, 1, 5, 9, 34, 43, tzinfo=timezone.utc),
+        "Dec 31 23:59:59 9999 GMT": datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
+        "Bad time value": None, "Foo  5 09:34:43 2018 GMT": None, "": None,
     }  # fmt: skip
-    times = {each: echo._decode_time(each[0], each[1].encode()) for each in years}
-    assert {each: time and time.year for each, time in times.items()} == years
-
-
-def test_a_damaged_certificate_is_read_or_refused_as_a_value() -> None:
-    whole = PACS.certificate.public_bytes(serialization.Encoding.DER)
-    assert echo._decode_certificate(whole)["names"] == ("localhost", "127.0.0.1")
-    for at in range(len(whole)):
-        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :]):
-            with contextlib.suppress(ValueError, IndexError):
-                echo._decode_certificate(damaged)
+    assert {text: echo._read_time(text) for text in times} == times
