@@ -1502,6 +1502,8 @@ class _Wire:
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _read_certificate(secured)
+        if context.verify_mode and hasattr(context, "_has_certificate"):  # OpenSSL does it for an application's
+            _check_names(certificate, name)
         self.tls = TLSInfo(
             version=secured.version() or "",
             cipher=(secured.cipher() or ("",))[0],
@@ -1525,9 +1527,7 @@ class _Wire:
                     if not (events := _awaited(error, selectors.EVENT_READ)):
                         raise
                 yield from self._ready(secured, events)
-            if not secured.server_side and context.verify_mode and hasattr(context, "_has_certificate"):
-                _check_names(secured)  # for an application's context, OpenSSL does it
-        except (EchoError, TimeoutError):
+        except TimeoutError:
             raise
         except (OSError, ValueError) as error:
             raise _tls_failed(error, context) from None
@@ -1595,13 +1595,12 @@ def _tls_failed(error: Exception, context: ssl.SSLContext) -> TLSFailed:
     return TLSFailed(message, detail=words)
 
 
-def _check_names(secured: ssl.SSLSocket) -> None:
+def _check_names(certificate: dict[str, Any], name: str) -> None:
     """Check that the peer's verified certificate is for the expected name (RFC 9525 6.3, RFC 5280 4.2.1.6).
 
     OpenSSL would end the handshake on a mismatch without telling the names.
     """
-    certificate = _read_certificate(secured)
-    name = str(secured.server_hostname).lower()
+    name = name.lower()
     if _ip_version(name):
         fits = _short_ip(name) in _alternatives(certificate, "IP Address")
     else:
