@@ -1104,7 +1104,7 @@ class _Echo:
         self.message_id = message_id
         self.seconds = seconds
         self.started_at = datetime.now(timezone.utc)
-        self.wire = _Wire()  # until its association takes it up: then that one's
+        self.wire = _Wire()  # until its association takes it up: then that one's, like `pdus`
         self.timings: dict[Phase, float] = {}
         self.notes: list[str] = []
         self.pdus: list[tuple[float, str, bytes]] = []  # logged once the phase is over, since that would prolong it
@@ -1168,7 +1168,9 @@ class _Association:
     def __init__(self, request: _Request) -> None:
         self._request = request
         self._wire = _Wire()
+        self._pdus: list[tuple[float, str, bytes]] = []
         self._dialogue = _Dialogue(request)
+        self._dialogue.trace = lambda pdu: self._pdus.append((time.time(), "received", pdu))
         self._peer: Peer | None = None
         self._used_at = 0.0
         self._last_words = b""  # the PDU to send if we hang up now, if any
@@ -1212,7 +1214,7 @@ class _Association:
             return f"the peer ended the association within {idle:.1f} s after the last echo ({how}); opened a new one"
 
     def _take_up(self, echo: _Echo) -> None:
-        echo.wire, echo.peer = self._wire, self._peer
+        echo.wire, echo.pdus, echo.peer = self._wire, self._pdus, self._peer
         self._wire.until = time.perf_counter() + echo.seconds
 
     def echo(self, echo: _Echo) -> _Waiting[None]:
@@ -1234,7 +1236,7 @@ class _Association:
         try:
             with echo.phase(Phase.release):
                 if self._request.abort:
-                    yield from self._send(_ABORT, echo)
+                    yield from self._send(_ABORT)
                 else:
                     yield from self._exchange(self._dialogue.release(), echo)
             self._last_words = b""
@@ -1246,14 +1248,14 @@ class _Association:
         """Close the connection; send the last words, but do not wait for them."""
         if self._last_words:
             self._wire.send_at_once(self._last_words)
-            _log_pdus([(time.time(), "sent", self._last_words)], self._request.target)
+            self._pdus.append((time.time(), "sent", self._last_words))
+        _log_pdus(self._pdus, self._request.target)
         self._wire.close()
 
     def _exchange(self, pdu: bytes, echo: _Echo) -> _Waiting[Any]:
         """Send a PDU and return what the peer answers."""
-        self._dialogue.trace = lambda pdu: echo.pdus.append((time.time(), "received", pdu))
         try:
-            yield from self._send(pdu, echo)
+            yield from self._send(pdu)
             while (event := self._dialogue.next_event()) is None:
                 self._dialogue.receive_data((yield from self._wire.receive()))
         except TimeoutError:
@@ -1263,9 +1265,9 @@ class _Association:
             raise
         return event
 
-    def _send(self, pdu: bytes, echo: _Echo) -> _Waiting[None]:
+    def _send(self, pdu: bytes) -> _Waiting[None]:
         self._last_words = _ABORT
-        echo.pdus.append((time.time(), "sent", pdu))
+        self._pdus.append((time.time(), "sent", pdu))
         yield from self._wire.send(pdu)
 
     def _note_the_end(self, error: EchoError) -> None:
