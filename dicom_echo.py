@@ -1430,24 +1430,20 @@ class _Wire:
         raise worst
 
     def _connect_one(self, family: int, address: Any, source: str | None, until: float) -> _Waiting[None]:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        self.close()  # the one that failed before
+        sock = self._socket = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source is not None:
+            sock.bind((source, 0))
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if source is not None:
-                sock.bind((source, 0))
-            try:
-                sock.connect(address)
-            except BlockingIOError:
-                yield from self._ready(sock, selectors.EVENT_WRITE, until)
-                if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    raise OSError(code, os.strerror(code)) from None
-            with contextlib.suppress(OSError):  # some systems fail here if the peer has already gone
-                self.local = _host_port(*sock.getsockname()[:2])
-            self._socket = sock
-        finally:
-            if self._socket is not sock:
-                sock.close()
+            sock.connect(address)
+        except BlockingIOError:
+            yield from self._ready(sock, selectors.EVENT_WRITE, until)
+            if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code)) from None
+        with contextlib.suppress(OSError):  # some systems fail here if the peer has already gone
+            self.local = _host_port(*sock.getsockname()[:2])
 
     def send(self, data: bytes) -> _Waiting[None]:
         while data:
