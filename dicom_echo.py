@@ -1894,8 +1894,6 @@ class _Dialogue:
 # pynetdicom encodes what we send. What we receive is decoded here: its decoder, and pydicom's, check what the standard
 # says to ignore, and depend on asserts, warnings and settings of the process.
 
-
-_Encoder = TypeVar("_Encoder", bound="Callable[..., Any]")
 _PACKAGES = ("pynetdicom", "pydicom")
 
 # Importing pynetdicom and pydicom takes most of a command's time, and most of that goes to what encoding a request does
@@ -1921,7 +1919,7 @@ _lean_modules: dict[str, Any] = {}  # what has been imported so; only whole modu
 _own_process = False  # _command() sets it: no other code runs here that could import these modules meanwhile
 
 
-def _lean_import(encode: _Encoder) -> _Encoder:
+def _lean_import(encode: Callable[..., _T]) -> Callable[..., _T]:
     """Where the process is ours, let a function import only those modules of pynetdicom and pydicom that it needs.
 
     Hollow modules replace others: any name can be imported from them, but using it raises, and then the function runs
@@ -1930,10 +1928,10 @@ def _lean_import(encode: _Encoder) -> _Encoder:
     """
 
     @functools.wraps(encode)
-    def encoded(*arguments: Any, **named: Any) -> Any:
+    def encoded(*arguments: Any) -> _T:
         global _own_process
         if not _own_process or not sys.modules.keys().isdisjoint(_PACKAGES):  # the latter: nothing to save
-            return encode(*arguments, **named)
+            return encode(*arguments)
         import gc
         import logging
 
@@ -1944,7 +1942,7 @@ def _lean_import(encode: _Encoder) -> _Encoder:
             sys.modules.setdefault(name, module)
         gc.disable()  # importing makes many objects and hardly any garbage
         try:
-            return encode(*arguments, **named)
+            return encode(*arguments)
         except Exception:  # any: what a stand-in raises may be caught on the way and lead to another error
             _own_process = False
             for name in sys.modules.keys() - before:  # of the standard library, too, as they may have stand-ins
@@ -1958,9 +1956,9 @@ def _lean_import(encode: _Encoder) -> _Encoder:
                 _lean_modules[name] = sys.modules[name]
                 if name.partition(".")[0] in (*_PACKAGES, "numpy") or isinstance(sys.modules[name], _HollowModule):
                     del sys.modules[name]
-        return encode(*arguments, **named)
+        return encode(*arguments)
 
-    return cast("_Encoder", encoded)
+    return encoded
 
 
 class _HollowModule(types.ModuleType):
