@@ -1507,8 +1507,8 @@ class _Wire:
             cipher=(secured.cipher() or ("",))[0],
             certificate_expiry=_read_time(certificate.get("notAfter", "")),
             certificate_verified=context.verify_mode != 0,
-            subject=", ".join(map("=".join, _name_parts(certificate, "subject"))),
-            issuer=", ".join(map("=".join, _name_parts(certificate, "issuer"))),
+            subject=_distinguished_name(certificate.get("subject", ())),
+            issuer=_distinguished_name(certificate.get("issuer", ())),
             names=tuple(_names(certificate)),
         )
 
@@ -1640,7 +1640,7 @@ def _alternatives(certificate: dict[str, Any], *kinds: str) -> list[str]:
 
 
 def _common_names(certificate: dict[str, Any]) -> list[str]:
-    return [value for kind, value in _name_parts(certificate, "subject") if kind == "CN"]
+    return [value for parts in certificate.get("subject", ()) for kind, value in parts if kind == "commonName"]
 
 
 # RFC 4514 3
@@ -1650,9 +1650,9 @@ _NAME_PARTS = {
 }  # fmt: skip
 
 
-def _name_parts(certificate: dict[str, Any], whose: str) -> list[tuple[str, str]]:
-    """The parts of the name of the subject or the issuer, in the certificate's order."""
-    return [(_NAME_PARTS.get(kind, kind), value) for several in certificate.get(whose, ()) for kind, value in several]
+def _distinguished_name(name: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """As in ``CN=pacs, O=Hospital``, but in the certificate's order."""
+    return ", ".join(f"{_NAME_PARTS.get(kind, kind)}={value}" for parts in name for kind, value in parts)
 
 
 def _short_ip(text: str) -> str:
