@@ -1509,7 +1509,7 @@ class _Wire:
             certificate_verified=context.verify_mode != 0,
             subject=_distinguished_name(certificate.get("subject", ())),
             issuer=_distinguished_name(certificate.get("issuer", ())),
-            names=tuple(_names(certificate)),
+            names=tuple(_names(certificate, "DNS", "IP Address")),
         )
 
     def shake_hands(self, context: ssl.SSLContext, **side: Any) -> _Waiting[ssl.SSLSocket]:
@@ -1600,13 +1600,14 @@ def _check_names(certificate: dict[str, Any], name: str) -> None:
     """
     name = name.lower()
     if _ip_version(name):
-        fits = _short_ip(name) in _alternatives(certificate, "IP Address")
+        alternatives = certificate.get("subjectAltName", ())
+        fits = _short_ip(name) in [_short_ip(value) for kind, value in alternatives if kind == "IP Address"]
     else:
-        names = [each.lower() for each in _alternatives(certificate, "DNS") or _common_names(certificate)]
+        names = [each.lower() for each in _names(certificate, "DNS")]
         first, _, rest = name.partition(".")
         fits = name in names or bool(first and "." in rest and f"*.{rest}" in names)
     if not fits:
-        there = _names(certificate)
+        there = _names(certificate, "DNS", "IP Address")
         detail = f"it names {', '.join(there) or 'nothing'}, not {name}"
         if name in there:
             detail = f"it names {name} as its common name, which does not count for an IP address"
@@ -1620,7 +1621,7 @@ def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
             return certificate
         import ssl
 
-        # The module decodes none that was not verified, but goes by the context that the socket has by now.
+        # It decodes none that was not verified, but goes by the context that the socket has when it is asked.
         context, secured.context = secured.context, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             return secured.getpeercert() or {}
@@ -1629,18 +1630,11 @@ def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
     return {}
 
 
-def _names(certificate: dict[str, Any]) -> list[str]:
-    return _alternatives(certificate, "DNS", "IP Address") or _common_names(certificate)
-
-
-def _alternatives(certificate: dict[str, Any], *kinds: str) -> list[str]:
-    """The subject alternative names of these kinds."""
-    names = certificate.get("subjectAltName", ())
-    return [_short_ip(name) if kind == "IP Address" else name for kind, name in names if kind in kinds]
-
-
-def _common_names(certificate: dict[str, Any]) -> list[str]:
-    return [value for parts in certificate.get("subject", ()) for kind, value in parts if kind == "commonName"]
+def _names(certificate: dict[str, Any], *kinds: str) -> list[str]:
+    """The subject alternative names of these kinds or, if there are none, the common names."""
+    alternatives = certificate.get("subjectAltName", ())
+    names = [_short_ip(name) if kind == "IP Address" else name for kind, name in alternatives if kind in kinds]
+    return names or [value for parts in certificate.get("subject", ()) for kind, value in parts if kind == "commonName"]
 
 
 # RFC 4514 3
