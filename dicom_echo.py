@@ -52,7 +52,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Optional, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Optional, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     import argparse
@@ -3184,7 +3184,10 @@ class _OtherEnd(_Stream):
         self, listeners: Sequence[socket.socket], called: str | None, calling: str | None, tls: ssl.SSLContext | None,
         count: int, wait: float,
     ) -> None:  # fmt: skip
+        import shlex  # now: later, there may be too many open files
+
         super().__init__([*map(self._accept, listeners), self._limit(wait)], _MAX_CALLERS)
+        self._quote = shlex.quote
         self.addresses = [_host_port(*each.getsockname()[:2]) for each in listeners]
         self.accepted = self.answered = 0
         self.missed = ""  # what has not come within the time limit
@@ -3290,13 +3293,11 @@ class _OtherEnd(_Stream):
 
     def _rejection(self, visit: _Visit, request: bytes) -> tuple[int, int] | None:
         """The source and the reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21) if one is due; sets the hint."""
-        import shlex
-
         wrong: dict[int, str] = {}  # by the reason: the option that would admit the caller
         if self._called and visit.called != self._called:
-            wrong[7] = f"-aec {shlex.quote(visit.called or '')}"
+            wrong[7] = f"-aec {self._quote(visit.called or '')}"
         if self._calling and visit.calling != self._calling:
-            wrong[3] = f"-aet {shlex.quote(visit.calling or '')}"
+            wrong[3] = f"-aet {self._quote(visit.calling or '')}"
         if wrong:
             wanted = f'call "{self._called or visit.called}" as "{self._calling or visit.calling}"'
             visit.hint = f"let the caller {wanted}, or listen with {' '.join(wrong.values())}"

@@ -104,7 +104,7 @@ def listening_here(capsys: Capsys, *options: object, where: str = "127.0.0.1:{po
 def listening(*options: object) -> Iterator[tuple[Endpoint, subprocess.Popen[str]]]:
     """`dicom-echo --listen` in a process of its own."""
     endpoint = Endpoint("127.0.0.1", free_port())
-    with start_process(command_line("--listen", endpoint.port, *options)) as process:
+    with start_process(command_line("--listen", endpoint.host_port, *options)) as process:
         assert process.stderr
         assert process.stderr.readline().startswith(f"dicom-echo: listening on {endpoint.host_port}")
         yield endpoint, process
