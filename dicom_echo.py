@@ -1168,9 +1168,10 @@ class _Association:
     def __init__(self, request: _Request) -> None:
         self._request = request
         self._wire = _Wire()
-        self._pdus: list[tuple[float, str, bytes]] = []
+        self._pdus = pdus = list[tuple[float, str, bytes]]()
         self._dialogue = _Dialogue(request)
-        self._dialogue.trace = lambda pdu: self._pdus.append((time.time(), "received", pdu))
+        # By way of `self`, it would refer back to what holds it, and only the garbage collector would free them.
+        self._dialogue.trace = lambda pdu: pdus.append((time.time(), "received", pdu))
         self._peer: Peer | None = None
         self._used_at = 0.0
         self._last_words = b""  # the PDU to send if we hang up now, if any

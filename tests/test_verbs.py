@@ -323,6 +323,16 @@ def test_memory_does_not_grow_with_the_targets_that_are_done(canned: Canned) -> 
     assert sizes[1] - sizes[0] < 250_000
 
 
+def test_an_echo_leaves_no_circle_for_the_garbage_collector(peer: RawPeer) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        assert echo.probe(peer.address).ok
+        assert not [each for each in gc.get_objects() if isinstance(each, (echo._Association, echo._Dialogue))]
+    finally:
+        gc.enable()
+
+
 def test_no_echo_touches_the_filters_of_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even for a moment: what one thread puts back may be what another has set."""
     touched: list[object] = []
