@@ -1898,8 +1898,8 @@ _LEFT_OUT = {
     "pydicom.encaps", "pydicom.errors", "pydicom.filereader", "pydicom.fileutil", "pydicom.hooks", "pydicom.jsonrep",
     "pydicom.misc", "pydicom.overlays", "pydicom.overlays.numpy_handler", "pydicom.pixels", "pydicom.pixels.utils",
     "pydicom.values", "pydicom.waveforms", "pydicom.pixel_data_handlers", "pydicom.pixel_data_handlers.util",
-    *(f"pydicom.pixel_data_handlers.{each}_handler" for each in ("gdcm", "jpeg_ls", "numpy", "pillow")),
-    "pydicom.pixel_data_handlers.pylibjpeg_handler", "pydicom.pixel_data_handlers.rle_handler",
+    *(f"pydicom.pixel_data_handlers.{each}_handler"
+      for each in ("gdcm", "jpeg_ls", "numpy", "pillow", "pylibjpeg", "rle")),
     "base64", "ctypes", "decimal", "hashlib", "inspect", "json", "pathlib", "secrets", "tempfile", "uuid",
 }  # fmt: skip
 # Of pydicom's dictionary of 5,000 elements, those of group 0000 that a C-ECHO, or an import, looks up (PS3.7 E.1).
