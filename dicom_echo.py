@@ -2143,7 +2143,8 @@ def _decode_associate_ac(pdu: bytes) -> tuple[int | None, list[str], Peer, list[
 
     Unknown items (PS3.8 9.3.1), the AE titles and what is reserved are ignored.
     """
-    what, notes, items = "A-ASSOCIATE-AC", list[str](), _associate_items(pdu)
+    what, notes = "A-ASSOCIATE-AC", list[str]()
+    items = _associate_items(pdu)  # raises if the PDU is too short for the rest
     if not pdu[7] & 1:
         notes.append(f"the peer states protocol version {pdu[6:8].hex()}H, without bit 0 (PS3.8 9.3.3)")
     result: int | None = None
@@ -3349,8 +3350,9 @@ def _read_associate_rq(visit: _Visit, pdu: bytes) -> tuple[dict[int, tuple[int, 
 
     Return the result and the transfer syntax for each presentation context, and the caller's maximum length.
     """
-    what, max_pdu, items = "A-ASSOCIATE-RQ", 0, _associate_items(pdu)
+    what, max_pdu = "A-ASSOCIATE-RQ", 0
     contexts: dict[int, tuple[int, str]] = {}
+    items = _associate_items(pdu)  # raises before anything of a PDU that is too short is read into the visit
     visit.called, visit.calling = _text(pdu[10:26]), _text(pdu[26:42])
     for kind, item in items:
         if kind == 0x20:  # presentation context: ID and three reserved bytes, abstract syntax, transfer syntaxes
@@ -4083,7 +4085,7 @@ def _style(choice: str, verbose: bool, stream: Any) -> _Style:
         os.system("")  # noqa: S605, S607  # runs nothing, but makes older Windows consoles understand colours
     width, height = _terminal_size(stream)
     symbols = "".join(symbol for symbol, _ in _SYMBOLS.values())
-    return _Style(colour, bool(_encodable(symbols, stream) == symbols), verbose, width, height if terminal else 0)
+    return _Style(colour, _encodable(symbols, stream) == symbols, verbose, width, height if terminal else 0)
 
 
 def _progress(tally: _Tally) -> str:
