@@ -1104,7 +1104,7 @@ class _Echo:
         self.message_id = message_id
         self.seconds = seconds
         self.started_at = datetime.now(timezone.utc)
-        self.wire = _Wire()  # until its association takes it up: then that one's, like `pdus`
+        self.wire = _Wire()  # the association that takes this echo up puts its own in place of this and of `pdus`
         self.timings: dict[Phase, float] = {}
         self.notes: list[str] = []
         self.pdus: list[tuple[float, str, bytes]] = []  # logged once the phase is over, since that would prolong it
@@ -1501,7 +1501,7 @@ class _Wire:
         name = _ascii_name(name.partition("%")[0].removesuffix("."))
         secured = yield from self.shake_hands(context, server_hostname=name)
         certificate = _read_certificate(secured)
-        if context.verify_mode and hasattr(context, "_has_certificate"):  # OpenSSL does it for an application's
+        if context.verify_mode and hasattr(context, "_has_certificate"):  # for an application's, OpenSSL does it
             _check_names(certificate, name)
         self.tls = TLSInfo(
             version=secured.version() or "",
@@ -1622,7 +1622,7 @@ def _read_certificate(secured: ssl.SSLSocket) -> dict[str, Any]:
             return certificate
         import ssl
 
-        # It decodes none that was not verified, but goes by the context that the socket has when it is asked.
+        # It decodes only one that was verified, which it concludes from the context that the socket has at the moment.
         context, secured.context = secured.context, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             return secured.getpeercert() or {}
@@ -1659,7 +1659,7 @@ def _short_ip(text: str) -> str:
 
 
 def _read_time(text: str) -> datetime | None:
-    """OpenSSL's ``Jan  5 09:34:43 2018 GMT``; for `ssl.cert_time_to_seconds`, more would have to be imported."""
+    """Read OpenSSL's ``Jan  5 09:34:43 2018 GMT``. `ssl.cert_time_to_seconds` would do, but imports more modules."""
     with contextlib.suppress(ValueError):
         month, day, clock, year, _ = text.split()
         number = "JanFebMarAprMayJunJulAugSepOctNovDec".index(month) // 3 + 1
@@ -1910,15 +1910,15 @@ _DICTIONARY = {
     0x0900: ("US", "1", "", "", "Status"), 0x0901: ("AT", "1-n", "", "", "OffendingElement"),
     0x1005: ("AT", "1-n", "", "", "AttributeIdentifierList"),
 }  # fmt: skip
-_lean_modules: dict[str, Any] = {}  # what has been imported so; only whole modules of Python's own stay in sys.modules
+_lean_modules: dict[str, Any] = {}  # what `_lean_import` loads; only whole modules of Python's own stay in sys.modules
 _own_process = False  # _command() sets it: no other code runs here that could import these modules meanwhile
 
 
 def _lean_import(encode: Callable[..., _T]) -> Callable[..., _T]:
     """Where the process is ours, let a function import only those modules of pynetdicom and pydicom that it needs.
 
-    Hollow modules replace others: any name can be imported from them, but using it raises, and then the function runs
-    again with everything imported as usual. So another release of pydicom may cost time, but changes no byte.
+    Hollow modules replace those in `_LEFT_OUT`: any name can be imported from them, but using it raises. The function
+    then runs again, with everything imported. So another release of pydicom may cost time, but changes no byte.
     sys.modules is restored afterwards, so that a later `import pydicom` gives the whole package.
     """
 
@@ -1968,7 +1968,7 @@ class _HollowModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if self.__name__ in _PACKAGES:
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(ImportError):  # as in `from pynetdicom import pdu`
                 return importlib.import_module(f"{self.__name__}.{name}")
         return _StandIn(name, (), {})
 
@@ -2177,7 +2177,7 @@ def _decode_associate_ac(pdu: bytes) -> tuple[int | None, list[str], Peer, list[
 
 
 def _associate_items(pdu: bytes) -> Iterator[tuple[int, bytes]]:
-    """The variable items of an A-ASSOCIATE-RQ or A-ASSOCIATE-AC, behind 74 bytes of fields (PS3.8 9.3.2, 9.3.3)."""
+    """The variable items of an A-ASSOCIATE-RQ or A-ASSOCIATE-AC, after its 74 fixed bytes (PS3.8 9.3.2, 9.3.3)."""
     name = _PDU_NAMES[pdu[0]]
     if len(pdu) < 74:
         raise ProtocolError(f"malformed {name}: {len(pdu)} bytes, at least 74 expected")
@@ -2505,7 +2505,7 @@ class _Statistics:
     def __init__(self) -> None:
         self.sent = 0
         self.kinds: dict[str, int] = {}
-        self.began = self.ended = 0.0  # the first echo, and the last, in seconds since the epoch
+        self.began = self.ended = 0.0  # when the first echo began and the last ended, in seconds since the epoch
         self._minimum = math.inf
         self._maximum = self._sum = self._squares = 0.0
         self.recent: deque[float] = deque(maxlen=60)  # drawn below the statistics
@@ -2538,7 +2538,7 @@ class _Statistics:
 
     @property
     def times(self) -> dict[str, float]:
-        """In seconds; the deviation is the standard deviation that ping calls mdev."""
+        """Of the echoes that succeeded, at least one, in seconds; the deviation is what ping calls mdev."""
         deviation = math.sqrt(max(0.0, self._squares / self.succeeded - self.average**2))
         return {"minimum": self._minimum, "average": self.average, "maximum": self._maximum, "deviation": deviation}
 
@@ -3199,7 +3199,7 @@ class _OtherEnd(_Stream):
     def visits(self) -> Generator[_Visit, None, None]:
         """Each visit as it ends; after `count` echoes, the time limit or the end mark, those that are still open."""
         yield from self.outcomes()
-        while not self._outcomes.empty():  # behind the end mark
+        while not self._outcomes.empty():  # after the end mark
             if visit := self._outcomes.get():
                 yield visit
         for visit, wire in self._open.items():
@@ -3921,7 +3921,7 @@ def _targets(args: argparse.Namespace, tls: ssl.SSLContext | None) -> list[_Requ
         try:
             address = parse_address(text)
             title = args.called or address.ae_title or DEFAULT_CALLED_AE_TITLE
-            address = address._replace(ae_title=None)  # -aec has been settled: even the default overrides it
+            address = address._replace(ae_title=None)  # its title, used above, would override `-aec ANY-SCP`
             found.append(_Request(address, title, args.calling or DEFAULT_CALLING_AE_TITLE, label, **options))
         except AddressError as error:
             wrong.append(f"{where}: {error}")
@@ -4060,7 +4060,7 @@ def _descriptor(stream: Any) -> int:
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Whether a stream says that it is a terminal, and that can rewrite lines."""
+    """Whether a stream says that it is a terminal, and it is one that can rewrite lines."""
     with contextlib.suppress(ValueError, AttributeError, TypeError):  # closed, or an application's own
         return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     return False
@@ -4094,10 +4094,10 @@ def _progress(tally: _Tally) -> str:
 
 
 def _show_progress(args: argparse.Namespace, text: str, stream: Any) -> None:
-    """Write over the line on standard error, where it can be seen and does not disturb what reads the results."""
-    # A table that is kept up to date shows it all; a program behind a pipe may write to the same terminal.
-    is_free = args.count != 0 if _is_terminal(stream) else os.path.isfile(_descriptor(stream))
-    if is_free and _is_terminal(sys.stderr) and not (args.quiet or args.debug or args.listen):
+    """Replace the progress line on standard error, if there is one; an empty text clears it."""
+    # None beside a table that is kept up to date; nor beside a pipe, whose reader may write to the same terminal.
+    fits = args.count != 0 if _is_terminal(stream) else os.path.isfile(_descriptor(stream))
+    if fits and _is_terminal(sys.stderr) and not (args.quiet or args.debug or args.listen):
         text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
@@ -4118,6 +4118,7 @@ def _unwritten(error: Exception, stream: Any, for_nagios: bool) -> int:
 
 
 def _flush(for_nagios: bool) -> int:
+    """Flush the standard streams; return 0, or an exit code if the results cannot be written."""
     code = 0
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -4142,8 +4143,8 @@ def _stop_signals() -> list[int]:
 def _ended_by_signal(results: _Stream, last_word: bool) -> Iterator[list[int]]:
     """Let SIGINT, SIGTERM and SIGHUP end a stream; a second one does what it would have done without us.
 
-    Yields a list that the number of the first is put into. Once the ``last_word`` is said, no signal shall lead to
-    another line or exit code.
+    Yields a list that receives the number of the first. With ``last_word``, what has been printed is the last word:
+    the signals are ignored from the end of the block on, so that none leads to another line or exit code.
     """
     import signal
 
@@ -4174,7 +4175,7 @@ def _ended_by_signal(results: _Stream, last_word: bool) -> Iterator[list[int]]:
 def _can_write(stream: Any, caught: list[int]) -> bool:
     """Wait until the reader takes more; after an interruption no longer than a second."""
     waited = 0.0
-    with contextlib.suppress(OSError, ValueError), _selector(1) as selector:  # it cannot be polled
+    with contextlib.suppress(OSError, ValueError), _selector(1) as selector:  # raised if it cannot be polled
         selector.register(stream, selectors.EVENT_WRITE)
         while not selector.select(0.25):
             waited = waited + 0.25 if caught else 0.0
