@@ -384,14 +384,15 @@ def test_out_of_descriptors_the_silent_make_room() -> None:
     assert err == ""
 
 
+ENDLESS = REQUEST + FRAGMENT  # more fragments follow, without end
 HOSTILE = [
     b"",
     REQUEST[:50],
     random.Random(13).randbytes(200),
     b"GET / HTTP/1.1\r\n\r\n",
-    b"\1\0\0\0\xff\xff" + bytes(8192),  # goes on for ever
+    b"\1\0\0\0\xff\xff" + bytes(8192),  # announces more than a request may have
     REQUEST,  # and not a word more
-    REQUEST + FRAGMENT,
+    ENDLESS,
     REQUEST + ECHO + ECHO[:20],
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     REQUEST + b"\4\0\xff\xff\xff\xff" + bytes(1000),
@@ -401,15 +402,16 @@ HOSTILE = [
 def test_a_good_peer_is_answered_among_500_hostile_ones_and_a_signal_ends_all() -> None:
     with listening() as (endpoint, process), contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         good = pool.submit(lambda: [dicom_echo.probe(endpoint.address, timeout=5) for _ in range(20)])
-        hostile: list[socket.socket] = []
+        endless: list[socket.socket] = []
         for each in HOSTILE * 50:
-            hostile.append(stack.enter_context(connect(endpoint)))
+            hostile = stack.enter_context(connect(endpoint))
             with contextlib.suppress(OSError):
-                hostile[-1].sendall(each)
-                hostile[-1].setblocking(False)
-            for endless in hostile[:: len(HOSTILE) // 2]:
+                hostile.sendall(each)
+            hostile.setblocking(False)
+            endless += [hostile] * (each is ENDLESS)
+            for sock in endless:
                 with contextlib.suppress(OSError):
-                    endless.send(bytes(8192))
+                    sock.send(FRAGMENT * 8)
         results = [*good.result(), *(dicom_echo.probe(endpoint.address, timeout=5) for _ in range(5))]
         # It writes more than a pipe holds, so it is read from while it ends.
         code, out, err = interrupt(process)
