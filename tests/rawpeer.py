@@ -126,6 +126,7 @@ def item(item_type: int, data: bytes) -> bytes:
 
 
 def text_item(item_type: int, text: str | None) -> bytes:
+    """An item that holds a text; nothing where there is none."""
     return b"" if text is None else item(item_type, text.encode())
 
 
@@ -277,7 +278,7 @@ class AssociateRequest:
 
     @property
     def max_length(self) -> int | None:
-        """The longest P-DATA-TF body that the client takes; 0 is no limit, None is not said."""
+        """The longest P-DATA-TF body that the client takes; 0 is no limit, None is not stated."""
         return int.from_bytes(self.user_items[0x51], "big") if 0x51 in self.user_items else None
 
 
@@ -462,6 +463,7 @@ def close(link: Link) -> None:
 
 
 def reset(link: Link) -> None:
+    """Close the connection by a reset (RST)."""
     link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     link.sock.close()
     raise Over
@@ -472,7 +474,7 @@ def pause(seconds: float) -> Step:
 
 
 def drip(data: bytes, delay: float = 0.05) -> Step:
-    """Send one byte at a time, over and over: what beats a time-out for each receive."""
+    """Send one byte at a time, over and over, which a time limit for each receive would never end."""
 
     def run(link: Link) -> None:
         for byte in itertools.cycle(data):

@@ -25,7 +25,7 @@ from dicom_echo import Aborted, ConnectionLost, EchoError, NotSupported, Phase, 
 
 
 def hear(stream: bytes, *, closes: bool = False, **options: Any) -> Heard:
-    """What a stream says: whole, byte by byte, with junk behind it and with the end behind it, all the same.
+    """What a stream says: the same whole, byte by byte, followed by junk, and followed by the end.
 
     With `closes`, the stream says nothing without its end. `options` are of the request.
     """
@@ -121,6 +121,7 @@ ANY_PDU = {
     "A-ASSOCIATE-RJ": rawpeer.associate_rj(1, 1, 1), "P-DATA-TF": GOOD_ECHO, "A-RELEASE-RQ": rawpeer.release_rq(),
     "A-RELEASE-RP": rawpeer.release_rp(), "A-ABORT": rawpeer.abort(),
 }  # fmt: skip
+# What is let in, and what is named as expected when something else comes.
 DUE = {
     Phase.associate: ({"A-ASSOCIATE-AC", "A-ASSOCIATE-RJ", "A-ABORT"}, "A-ASSOCIATE-AC or A-ASSOCIATE-RJ"),
     Phase.echo: ({"P-DATA-TF", "A-RELEASE-RQ", "A-ABORT"}, "P-DATA-TF with the C-ECHO-RSP"),
@@ -137,6 +138,7 @@ def test_only_what_is_due_is_let_in() -> None:
         }
 
 
+# What comes, and the error that it is.
 BETWEEN: dict[bytes, tuple[type[EchoError], str] | None] = {
     rawpeer.release_rq(): (ConnectionLost, "the peer released the association without an answer"),
     rawpeer.abort(2, 0): (Aborted, "reason not specified"),
@@ -289,6 +291,7 @@ DATA_SET = "the C-ECHO-RSP announces a data set (command data set type {})"
 COMMENT = "the peer's error comment: "
 NOT_PROPOSED = "the peer accepted with a transfer syntax that was not proposed"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+# An acceptance; the note, and the transfer syntax that is reported.
 ODD_ACCEPTANCES: dict[bytes, tuple[str, str | None]] = {
     associate_ac(protocol_version=0): (VERSION.format("0000"), IMPLICIT),
     associate_ac(protocol_version=2): (VERSION.format("0002"), IMPLICIT),
@@ -342,7 +345,7 @@ def test_a_data_set_that_was_announced_does_not_disturb_the_next_echo() -> None:
 
 RESULTS = {1: "rejected-permanent", 2: "rejected-transient"}
 SOURCES = {1: "service-user", 2: "service-provider (ACSE)", 3: "service-provider (presentation)"}
-REASONS = {  # PS3.8 Table 9-21
+REASONS = {  # PS3.8 Table 9-21: the source and the reason; the text and the beginning of the hint
     (1, 1): ("no reason given", "often the peer does not"),
     (1, 2): ("application context name not supported", "the peer may not be"),
     (1, 3): ("calling AE title not recognized", "the peer may not know"),
@@ -384,7 +387,7 @@ def test_every_abort() -> None:
         assert hear(before + rawpeer.abort(source, reason)).failure == (Aborted, phase, meaning, detail, facts, hint)
 
 
-CONTEXT_RESULTS = {  # PS3.8 Table 9-18
+CONTEXT_RESULTS = {  # PS3.8 Table 9-18: the text, and the beginning of the hint
     1: ("user rejection", "the peer accepts the AE"),
     2: ("no reason", "the peer accepts the AE"),
     3: ("abstract syntax not supported", "the peer accepts the AE"),
@@ -437,7 +440,7 @@ def values(body: bytes) -> bytes:
     return GOOD_ACCEPT + rawpeer.pdu(4, body)
 
 
-IMPOSSIBLE = {  # these lengths count before the bytes are here
+IMPOSSIBLE = {  # such lengths are refused before the bytes have come
     before + rawpeer.pdu(kind, b"", length): f"{name} with an impossible length of {length} bytes"
     for before, kind, name, lengths in [
         (b"", 3, "A-ASSOCIATE-RJ", (0, 3, 5, 0xFFFFFFFF)),
@@ -541,7 +544,7 @@ def test_the_same_is_told_of_what_comes_over_a_socket() -> None:
 
 # --- Any cut, any bytes ----------------------------------------------------------------------------------------------
 
-COUNT = 2000
+COUNT = 2000  # of spoilt streams
 calm = settings(max_examples=100, deadline=None)  # the machine may be busy
 
 

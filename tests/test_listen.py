@@ -83,7 +83,7 @@ class Command(Endpoint):
 
 @contextlib.contextmanager
 def listening_here(capsys: Capsys, *options: object, where: str = "127.0.0.1:{port}") -> Iterator[Command]:
-    """Start one; the block makes it end."""
+    """Start one. The block has to bring about its end, which is waited for after it."""
     command = Command("127.0.0.1", free_port())
     arguments = ["--listen", where.format(port=command.port), *map(str, options)]
     thread = threading.Thread(target=lambda: command.outcome.append(dicom_echo.main(arguments)), daemon=True)
@@ -291,6 +291,7 @@ def test_a_request_in_fragments_is_answered(end: OtherEnd) -> None:
 
 FRAGMENT = p_data([(1, COMMAND, bytes(1000))])
 MALFORMED, NO_ECHO = "malformed A-ASSOCIATE-RQ", "received a message other than C-ECHO-RQ"
+# What a caller sends, and a part of how its visit ends.
 ODD_CALLERS = {
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n": "received GET / , expected A-ASSOCIATE-RQ",
     b"\x16\x03\x01\x02\x00\x01": "the caller uses TLS",
@@ -323,8 +324,9 @@ def test_odd_callers_are_told_apart_and_aborted(end: OtherEnd) -> None:
                 received += part
         visit = end.next_visit()
         assert (how in visit.end, visit.echoes) == (True, 0), (how, visit)
-        aborted = how not in ("protocol version not supported", "aborted by the caller")
-        assert len(sent) > 10000 or received.endswith(rawpeer.abort(0, 0)) == aborted, how
+        if len(sent) < 10000:  # a reset may overtake the A-ABORT
+            aborted = how not in ("protocol version not supported", "aborted by the caller")
+            assert received.endswith(rawpeer.abort(0, 0)) == aborted, how
 
 
 # --- Bounds ----------------------------------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ def test_a_good_peer_is_answered_among_500_hostile_ones_and_a_signal_ends_all() 
 
 @pytest.fixture
 def tls_options(authority: trustme.CA, tls_files: TlsFiles, tmp_path: Path) -> list[object]:
-    """One answer to a caller that presents a certificate; with one of our own for the loopback addresses."""
+    """To answer one echo, of a caller that presents a certificate, and to present one for the loopback addresses."""
     own = tmp_path / "own.pem"
     authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(own))
     return ["--tls", "--cert", own, "--cacert", tls_files.authority, "-c", 1, "-t", PATIENCE]

@@ -40,7 +40,7 @@ TLS_RECORD = b"\x16\x03\x03\x40\x00" + bytes(0x4000)
 HELLO = rawpeer.Link.receive
 
 connect, tls, associate, answer = Phase.connect, Phase.tls, Phase.associate, Phase.echo
-# What each does, a script or a function that makes the whole peer; and what comes of it.
+# What a peer does, as a script or a function that makes the whole peer; kind, phase and text of the failure.
 CASES: dict[str, tuple[Any, str, Phase, str]] = {
     "refuses": (rawpeer.closed_port, "unreachable", connect, "connection refused"),
     "closes while associating": (script(accept=close), "lost", associate, CLOSED),
@@ -86,6 +86,7 @@ CASES: dict[str, tuple[Any, str, Phase, str]] = {
     "closes in the handshake": ((HELLO, close), "tls", tls, ENDED_TLS),
     "resets in the handshake": ((HELLO, reset), "tls", tls, ENDED_TLS),
 }  # fmt: skip
+# The facts of the failures that have any; all that timed out have the time limit.
 FACTS: dict[str, dict[str, object]] = {
     "refuses": {"errno": errno.ECONNREFUSED},
     "rejects": {"result": 1, "source": 1, "reason": 7},
@@ -147,18 +148,18 @@ def test_the_limit_is_for_the_whole_echo_not_for_each_phase() -> None:
 
 def test_a_slow_association_alone_has_a_likely_reason() -> None:
     note = "only the association was slow: the peer may be doing a reverse DNS lookup of this host"
-    for accept, answer, notes in ((1.2, 0.0, (note,)), (1.1, 0.3, ())):
-        first = RQ, pause(accept), GOOD_ACCEPT
-        with RawPeer((*first, DATA, pause(answer), GOOD_ECHO)) as peer:
+    for accepting, answering, notes in ((1.2, 0.0, (note,)), (1.1, 0.3, ())):
+        with RawPeer((RQ, pause(accepting), GOOD_ACCEPT, DATA, pause(answering), GOOD_ECHO)) as peer:
             result = echo.probe(peer.address, message_id=1, abort=True)
         assert (result.ok, result.notes) == (True, notes)
-        assert result.timings[Phase.associate] >= accept * 0.95
+        assert result.timings[Phase.associate] >= accepting * 0.95
 
 
 # --- What does not matter, and what matters little -------------------------------------------------------------------
 
 WHILE_RELEASING = "after the answer, while releasing: "
 NO_RELEASE = "timed out: no answer within 1 s"
+# What a peer does, and what the note on the release says; without text there is no note.
 SUCCESSES: dict[str, tuple[rawpeer.Script, str]] = {
     "good": (script(), ""),
     "byte by byte": (script(*map(in_pieces, (GOOD_ACCEPT, GOOD_ECHO, GOOD_RELEASE))), ""),

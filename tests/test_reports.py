@@ -50,7 +50,7 @@ def made(
     slower: float = 1.0,
     **changes: Any,
 ) -> _Echoed:
-    """What a campaign of one echo tells, with the phases up to the given one; its hint comes from the module."""
+    """The outcome of a campaign of one echo that got as far as a phase; an error's hint comes from the module."""
     tls: Any = type("Context", (), {"wrap_socket": None})() if changes.get("tls") or phase == Phase.tls else None
     request = _Request(address, "ANY-SCP", "ECHOSCU", tls=tls)
     story = echo._Echo(request, 1, 10.0)
@@ -74,7 +74,7 @@ def made(
 
 
 NO_ANSWER = functools.partial(echo.TimedOut, "no answer within 10 s", timeout=10.0)
-RESULTS = {  # one of each kind, by what it is about; errors are the module's own words for what its other chapters see
+RESULTS = {  # at least one of each kind; the errors are worded as the module words them
     "success": made(),
     "success of a peer that says nothing of itself": made(peer=echo.Peer(None, None, None, None)),
     "success without an orderly release": made(
@@ -157,6 +157,7 @@ def rounds(last: bool = True) -> list[_Echoed]:
 
 
 def begun(events: Iterable[_Echoed]) -> list[_Request]:
+    """The outcomes that tell that these echoes have begun."""
     return [event.target for event in events]
 
 
@@ -198,7 +199,8 @@ LIMITS = (20, 50, 30, 7)  # milliseconds, and days of a certificate
 CUT_SHORT = [*begun(FLEET[:2]), FLEET[0]], targets(FLEET[:3])
 ODD_TITLES = ("A B", "A=B", "A'B", "A|B", "A;B", 'A"B')
 ODD_LABELS = ("#A", "A\"B'{C},D=E", "A\\B\nC", "\u2028")
-# A report, and on what: a report on each of several results, or one on events, of the targets that were asked for.
+# A report, and what it is on: each of the results in a dictionary, or all outcomes in a list. A third item is the
+# targets, where there are others than those with an outcome.
 SECTIONS: dict[str, tuple[Any, ...]] = {
     "text on one": (on(TEXT, PLAIN), RESULTS),
     "text on one, verbose, 80 columns": (on(TEXT, VERBOSE), some(

@@ -226,7 +226,7 @@ FAILURES: dict[str, Script] = {
 
 
 def test_send_raises_what_probe_returns_and_nothing_is_left_behind() -> None:
-    twice = [played for played in FAILURES.values() for _ in "12"]
+    twice = [played for played in FAILURES.values() for _ in range(2)]
     with nothing_left_behind(), RawPeer(*twice) as peer:
         for kind in FAILURES:
             seconds = 0.2 if kind == "timeout" else 20
@@ -274,7 +274,7 @@ def test_closing_early_ends_all_at_once_and_leaves_nothing(canned: Canned, tmp_p
     with RawPeer(ssl_context=server_context(tmp_path, issue("pacs"))) as over_tls, full_listener() as full:
         good = over_tls.address if tls else canned.live[0].address
         echo.probe(good, tls=context)
-        with nothing_left_behind(patience=20 if tls else 0):
+        with nothing_left_behind(patience=20 if tls else 0):  # the threads of a peer in this process have to end, too
             results = echo.probe_many([full.address, *addresses(canned.silent), good], timeout=60, tls=context)
             assert next(results).ok
             assert len(workers()) == 1
