@@ -33,7 +33,7 @@ from command import (
     run_main,
     run_process,
     start_process,
-)  # fmt: skip
+)
 from leaks import nothing_left_behind
 from rawpeer import Conversation, RawPeer, Script, accept_proposal, close, script
 
