@@ -3832,10 +3832,11 @@ def _load_authorities(context: ssl.SSLContext, cacert: str) -> None:
     file = path = Path(cacert)
     try:
         for file in filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]:
-            if _has_pem(file, "CERTIFICATE"):
-                context.load_verify_locations(file)
-    except ssl.SSLError:
-        raise ValueError(f"cannot use {file}: a certificate in it is damaged") from None
+            try:
+                context.load_verify_locations(file)  # before we look: a pipe is read once
+            except ssl.SSLError:
+                if _has_pem(file, "CERTIFICATE"):
+                    raise ValueError(f"cannot use {file}: a certificate in it is damaged") from None
     except OSError as error:
         raise ValueError(f"cannot use {error.filename or file}: {_reason(error)}") from None
     if not context.cert_store_stats()["x509"]:

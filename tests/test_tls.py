@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import ssl
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from certificates import CLIENT_AUTH, Issued, issue, new_key, server_context
-from command import run_main
+from command import posix, run_main
 from conftest import require
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -242,6 +243,16 @@ def test_authorities_that_openssl_does_not_find_by_itself(ask: Ask, tmp_path: Pa
         write(files[-1], CA, name=name)
     with serving(server_context(tmp_path, PACS)) as port:
         assert [ask(port, "--cacert", file)["verdict"] for file in files] == ["Success"] * 4
+
+
+@posix
+def test_authorities_from_a_pipe(ask: Ask, tmp_path: Path) -> None:
+    """Which can be read only once: as from `--cacert <(vault read ...)` in a shell."""
+    ours, theirs = os.pipe()
+    os.write(theirs, CA.pem)
+    os.close(theirs)
+    with serving(server_context(tmp_path, PACS)) as port, os.fdopen(ours):
+        assert ask(port, "--cacert", f"/dev/fd/{ours}")["verdict"] == "Success"
 
 
 # --- Our certificate -------------------------------------------------------------------------------------------------
