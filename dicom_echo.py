@@ -1599,6 +1599,8 @@ def _check_names(certificate: dict[str, Any], name: str) -> None:
 
     OpenSSL would end the handshake on a mismatch without telling the names.
     """
+    if not certificate:
+        raise TLSFailed("certificate not accepted", detail="its names cannot be read")
     name = name.lower()
     if _ip_version(name):
         alternatives = certificate.get("subjectAltName", ())
@@ -2983,6 +2985,8 @@ class _Thresholds(NamedTuple):
             if limit_cert is not None and days is not None and days < limit_cert:
                 when = f"expires in {days:.0f} days" if days >= 0 else f"expired {-days:.0f} days ago"
                 worst, why = state, f"certificate {when}"
+        if verdict.tls and days is None and worst is not _State.CRITICAL and self[2:] != (None, None):
+            return _State.UNKNOWN, "certificate of unknown expiry"
         return worst, why
 
 

@@ -63,7 +63,7 @@ def issue(
     issuer: Issued | None = None,
     *,
     ca: bool = False,
-    names: Sequence[str] = LOCAL,
+    names: Sequence[str] | bytes = LOCAL,
     first: int = -1,
     last: int = 30,
     key: Any = None,
@@ -89,7 +89,10 @@ def issue(
         .not_valid_after(today + timedelta(last))
         .add_extension(x509.BasicConstraints(ca, path_length if ca else None), critical)
     )
-    if names and not ca:
+    if isinstance(names, bytes):  # as no builder would encode them
+        unchecked = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, names)
+        builder = builder.add_extension(unchecked, False)
+    elif names and not ca:
         builder = builder.add_extension(x509.SubjectAlternativeName(list(map(general_name, names))), False)
     if purpose:
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import CLIENT_AUTH, Issued, issue, new_key, server_context
+from certificates import CLIENT_AUTH, Issued, der, issue, new_key, server_context
 from command import posix, run_main
 from conftest import require
 from cryptography.hazmat.primitives import serialization
@@ -218,6 +218,19 @@ def test_what_is_told_of_a_certificate(ask: Ask, cacert: Path, tmp_path: Path) -
             "version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "certificate_verified": verified,
             "subject": "O=Hôpital, CN=Böse\x1b[31m", "issuer": "O=Hôpital, CN=CA", "names": ["localhost", "127.0.0.1"],
         }  # fmt: skip
+
+
+def test_a_certificate_that_python_cannot_decode(ask: Ask, capsys: Capsys, cacert: Path, tmp_path: Path) -> None:
+    """Its expiry is unknown, which must not look like far away; and that it has no names is not said, either."""
+    latin = der(0x30, der(0x82, "hôpital".encode("latin-1")), der(0x82, b"localhost"))
+    with serving(server_context(tmp_path, issue("pacs", CA, names=latin))) as port:
+        error = ask(port, "--cacert", cacert, host="localhost")["error"]
+        plain = ["--tls", "-k", "--format", "nagios", f"localhost:{port}"]
+        limits: list[list[object]] = [[], ["--warning-cert", 5], ["--warning-cert", 5, "--critical", 0.001]]
+        watched = [run_main(capsys, *plain, *options) for options in limits]
+    assert (error["message"], error["detail"]) == ("certificate not accepted", "its names cannot be read")
+    assert [code for code, _, _ in watched] == [0, 3, 2]
+    assert re.match(r"DICOM ECHO UNKNOWN - .* ms, certificate of unknown expiry \| time=", watched[1].out)
 
 
 def test_the_days_until_a_certificate_expires_are_watched(capsys: Capsys, tmp_path: Path) -> None:
