@@ -4059,7 +4059,7 @@ def _check_folder(folder: str, file: str) -> None:
 
 def _descriptor(stream: Any) -> int:
     """The file descriptor of a stream; -1, which is none, for what an application may have put in its place."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         return int(stream.fileno())
     return -1
 
@@ -4074,8 +4074,9 @@ def _is_terminal(stream: Any) -> bool:
 def _terminal_size(stream: Any) -> tuple[int, int]:
     """Columns and lines; columns without limit, and no lines, where there is no terminal."""
     try:
-        width, height = os.get_terminal_size(_descriptor(stream))
-    except OSError:
+        # A notebook's stream has the descriptor of a terminal without being one.
+        width, height = os.get_terminal_size(_descriptor(stream) if stream.isatty() else -1)
+    except (OSError, ValueError, AttributeError, TypeError):  # none, closed, or an application's own
         return sys.maxsize, 0
     columns = os.environ.get("COLUMNS", "")
     return (int(columns) if columns.isdecimal() else 0) or width or 80, height

@@ -541,6 +541,9 @@ class Odd(Bare):
     encoding = "no-such-encoding"
     isatty = None
 
+    def fileno(self) -> None:
+        """There is none, but nothing is raised."""
+
 
 def test_another_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     begins = {

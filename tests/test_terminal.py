@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def test_colour_and_size() -> None:
         return style.colour, style.width, style.height
 
     assert {case: style(*case) for case in STYLES} == STYLES
+
+
+def test_what_is_no_terminal_is_as_wide_as_it_likes() -> None:
+    """As in a notebook, whose streams have the descriptor of the terminal that the notebook was started from."""
+    ours, theirs = open_terminal(40)
+    with open(theirs, "w") as stream:  # noqa: PTH123
+        notebook = types.SimpleNamespace(isatty=lambda: False, fileno=stream.fileno, encoding="utf-8")
+        style = dicom_echo._style("auto", False, notebook)
+    os.close(ours)
+    assert (style.width, style.height) == (sys.maxsize, 0)
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------
