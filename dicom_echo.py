@@ -4025,11 +4025,12 @@ def _output(file: str | None) -> Iterator[TextIO]:
         with stream:
             yield stream
         if replaces and (os.path.getsize(draft) or not os.path.exists(final)):  # an interrupted run may have nothing
-            with contextlib.suppress(OSError):  # there is no old file, or this user may not give away its group
+            with contextlib.suppress(OSError):  # there is no old file
                 old = os.stat(final)
-                os.chmod(draft, old.st_mode & 0o7777)
-                if hasattr(os, "chown"):
-                    os.chown(draft, -1, old.st_gid)
+                with contextlib.suppress(OSError):  # this user may not give away its group
+                    if hasattr(os, "chown"):
+                        os.chown(draft, -1, old.st_gid)
+                os.chmod(draft, old.st_mode & 0o7777)  # last, since a new group clears bits of it
             os.replace(draft, final)
     finally:
         if replaces:

@@ -120,10 +120,10 @@ def test_mode_and_group_of_the_file_that_is_replaced_are_kept(capsys: Capsys, tm
     """node_exporter runs as another user and must be able to read the file."""
     file, new = tmp_path / "metrics", tmp_path / "new"
     group = 4 if os.geteuid() == 0 else os.getgroups()[-1]
-    for mode, mask in ((0o640, 0o022), (0o666, 0o077)):
+    for mode, mask in ((0o640, 0o022), (0o666, 0o077), (0o2755, 0o022)):
         file.write_text("old")
+        os.chown(file, -1, group)  # which clears the set-group-ID bit
         file.chmod(mode)
-        os.chown(file, -1, group)
         before = os.umask(mask)
         try:
             for each in file, new:
