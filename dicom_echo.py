@@ -4111,17 +4111,20 @@ def _show_progress(args: argparse.Namespace, text: str, stream: Any) -> None:
 
 
 def _unwritten(error: Exception, stream: Any, for_nagios: bool) -> int:
-    """The exit code for a write error, which is reported unless it is a broken pipe.
-
-    A standard stream of our own process is pointed at devnull, so that neither a flush nor the exit reports it again.
-    """
-    if _is_command and stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    """The exit code for a write error, which is reported unless it is a broken pipe."""
+    if stream is sys.stdout:
+        _silence(stream)
     if isinstance(error, BrokenPipeError):
         return 0
     _complain(f"cannot write the results: {_reason(error)}")
     return _State.UNKNOWN if for_nagios else _USAGE_ERROR
+
+
+def _silence(stream: Any) -> None:
+    """Point a broken standard stream at devnull, if the process is ours, so that nothing reports it again."""
+    if _is_command:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _flush(for_nagios: bool) -> int:
@@ -4131,8 +4134,10 @@ def _flush(for_nagios: bool) -> int:
         try:
             stream.flush()
         except OSError as error:
-            told = _unwritten(error, stream, for_nagios)
-            code = told if stream is sys.stdout else code
+            if stream is sys.stdout:
+                code = _unwritten(error, stream, for_nagios)
+            else:
+                _silence(stream)
         except (ValueError, AttributeError):
             pass  # closed, an application's own, or None: a process may be started without
     return code

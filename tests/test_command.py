@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import importlib.metadata
 import io
 import itertools
@@ -560,6 +561,15 @@ def test_another_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: Capsys
             assert "internal error" not in capsys.readouterr().err
             if isinstance(stream, Bare):
                 assert stream.text.startswith(begins[arguments])
+
+
+def test_a_standard_error_that_cannot_be_flushed_says_nothing_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Bare):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(sys, "stderr", stream := Full())
+    assert (dicom_echo.main([REFUSED]), stream.text) == (3, "")
 
 
 @posix
