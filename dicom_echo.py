@@ -2696,14 +2696,14 @@ class _Style(NamedTuple):
         """A label and a text, broken between words where the width is too small, and indented to stand beneath."""
         line = ""
         for word in _printable(text).split(" "):
-            if line and _columns(f"{label}{line} {word}") > self.width:
+            if line and _exceeds(f"{label}{line} {word}", self.width):
                 yield label + self.paint(colour, line)
                 label, line = " " * min(_columns(label), 13), ""  # 13 columns are before each of the details
             line = f"{line} {word}" if line else word
         yield label + self.paint(colour, line)
 
     def cut(self, text: str, columns: int) -> str:
-        if _columns(text) > columns:
+        if _exceeds(text, columns):
             while text and _columns(text) >= columns:
                 text = text[:-1]
             text += self.symbol("cut") if columns > 0 else ""
@@ -2780,7 +2780,7 @@ def _table(tally: _Tally, style: _Style, repeated: bool, endless: bool) -> Itera
         verdict = statistics.verdict
         colour, words = "ok" if verdict.ok else "failed", _verdict(verdict)
         start = f"{name(target)}  {_times(statistics, repeated)}  {style.symbol(colour)} "
-        if _columns(start + words) > style.width:  # failures are repeated below in full
+        if _exceeds(start + words, style.width):  # failures are repeated below in full
             words = words.partition(":")[0]
             start, words = style.cut(start, style.width), style.cut(words, style.width - _columns(start))
         return start + style.paint(colour, words)
@@ -2840,6 +2840,11 @@ def _columns(text: str) -> int:
 
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
+
+
+def _exceeds(text: str, columns: int) -> bool:
+    """Whether a text does not fit; no character takes more than two columns, so that most need not be counted."""
+    return 2 * len(text) > columns and _columns(text) > columns
 
 
 def _four_times(statistics: _Statistics) -> list[str]:
@@ -4100,14 +4105,19 @@ def _progress(tally: _Tally) -> str:
     return f"{done}waiting for {next(iter(tally.under_way), tally.targets[0]).target} ..."
 
 
-def _show_progress(args: argparse.Namespace, text: str, stream: Any) -> None:
-    """Replace the progress line on standard error, if there is one; an empty text clears it."""
+def _shows_progress(args: argparse.Namespace, stream: Any) -> bool:
+    """Whether a progress line on standard error would be seen, and not disturb what reads the results."""
+    if args.quiet or args.debug or not _is_terminal(sys.stderr):
+        return False
     # None beside a table that is kept up to date; nor beside a pipe, whose reader may write to the same terminal.
-    fits = args.count != 0 if _is_terminal(stream) else os.path.isfile(_descriptor(stream))
-    if fits and _is_terminal(sys.stderr) and not (args.quiet or args.debug or args.listen):
-        text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
-        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-            print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+    return bool(args.count != 0) if _is_terminal(stream) else os.path.isfile(_descriptor(stream))
+
+
+def _show_progress(text: str) -> None:
+    """Replace the progress line; an empty text clears it."""
+    text = text[: _terminal_size(sys.stderr)[0] - 1]  # a wrapped line cannot be overwritten
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        print(f"\r\x1b[K{_encodable(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
 
 def _unwritten(error: Exception, stream: Any, for_nagios: bool) -> int:
@@ -4256,15 +4266,16 @@ def _run(arguments: list[str], parser: Any) -> int:
 
 
 def _print(
-    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, caught: list[int], stack: contextlib.ExitStack
-) -> int:
+    args: argparse.Namespace, lines: Iterable[str], stream: TextIO, caught: list[int], stack: contextlib.ExitStack,
+    show_progress: Callable[[str], None] = lambda _: None,
+) -> int:  # fmt: skip
     """Print a report as it comes; return 0, or an exit code if it cannot be written."""
     if args.debug:
         stack.enter_context(_debugging())
     try:
         with stack.pop_all():  # closing the output may fail, too
             for line in lines:
-                _show_progress(args, "", stream)
+                show_progress("")
                 if args.quiet:
                     continue
                 if not _can_write(stream, caught):
@@ -4272,7 +4283,7 @@ def _print(
                 if caught and _is_terminal(stream):
                     print("\r\x1b[K", end="", file=stream)  # over the ^C that the terminal has put there
                 print(_encodable(line, stream), file=stream, flush=hasattr(stream, "flush"))
-            _show_progress(args, "", stream)
+            show_progress("")
     except OSError as error:  # everything else that may fail is in a result
         return _unwritten(error, stream, args.format == "nagios")
     return 0
@@ -4282,7 +4293,8 @@ def _print_echoes(
     args: argparse.Namespace, campaign: _Stream, targets: Sequence[_Request], stream: TextIO, caught: list[int],
     stack: contextlib.ExitStack,
 ) -> int:  # fmt: skip
-    outcomes = campaign.outcomes(lambda: _show_progress(args, _progress(tally), stream))
+    show_progress = _show_progress if _shows_progress(args, stream) else lambda _: None  # asked once, not for each line
+    outcomes = campaign.outcomes(lambda: show_progress(_progress(tally)))
     tally = _Tally(stack.enter_context(contextlib.closing(outcomes)), targets)
     style = _style(args.color, args.verbose or args.debug, stream)
     thresholds = _Thresholds(args.warning, args.critical, args.warning_cert, args.critical_cert)
@@ -4298,7 +4310,7 @@ def _print_echoes(
         lines = _table(tally, style, repeated, args.count == 0)
     else:
         lines = _text_on_repeats(tally, style) if repeated else _text_on_one(tally, style)
-    unwritten = _print(args, lines, stream, caught, stack)
+    unwritten = _print(args, lines, stream, caught, stack, show_progress)
     if args.format == "nagios":
         return unwritten or _nagios_state(tally, thresholds)
     answered = ("status", "rejected", "not-supported", "aborted", "protocol")
